@@ -1,0 +1,45 @@
+"""Continue a video: ConvLSTM layers, an encoder-forecaster, training and forecasts.
+
+The public names are loaded when first used, so that who takes only the layer does not wait for
+Lightning.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convlstm.cells import ConvLSTMCell
+    from convlstm.forecaster import EncoderForecaster
+    from convlstm.layers import ConvLSTM
+    from convlstm.module import VideoPredictor
+    from convlstm.render import save_gif, save_strip
+
+_HOMES = {
+    "ConvLSTM": "layers",
+    "ConvLSTMCell": "cells",
+    "EncoderForecaster": "forecaster",
+    "VideoPredictor": "module",
+    "save_gif": "render",
+    "save_strip": "render",
+}
+
+__version__ = version("convlstm")
+__all__ = [
+    "ConvLSTM",
+    "ConvLSTMCell",
+    "EncoderForecaster",
+    "VideoPredictor",
+    "save_gif",
+    "save_strip",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convlstm' has no attribute {name!r}")
+    return getattr(import_module(f"convlstm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

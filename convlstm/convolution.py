@@ -1,0 +1,45 @@
+"""The convolution that every recurrence uses: stride 1, output as large as the input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolves with zero padding so that the frame keeps its size, whatever the kernel's.
+
+    An even kernel has no middle: the extra row and column of padding go below and to the right,
+    as in `padding="same"` of PyTorch and Keras.
+
+    Args:
+        x: Maps (B, C, H, W).
+        weight: Kernel (out, C, kh, kw), any size from 1.
+        bias: (out,) or None.
+
+    Returns:
+        Maps (B, out, H, W).
+    """
+    height, width = weight.shape[-2:]
+    if height % 2 and width % 2:
+        return F.conv2d(x, weight, bias, padding=(height // 2, width // 2))
+    left, top = (width - 1) // 2, (height - 1) // 2
+    x = F.pad(x, (left, width // 2, top, height // 2))
+    return F.conv2d(x, weight, bias)
+
+
+def kernel_shape(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
+    """Returns a kernel's (height, width) from an int or a pair.
+
+    Raises:
+        ValueError: A side is below 1, or there are not one or two of them.
+    """
+    shape = (value, value) if isinstance(value, int) else tuple(value)
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"{name} must be an int >= 1 or a pair of them, got {value!r}")
+    return shape
+
+
+def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
+    """A convolution weight drawn uniformly from ±1/√fan_in, as PyTorch's own layers start."""
+    bound = (shape[1] * shape[2] * shape[3]) ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound)

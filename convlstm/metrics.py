@@ -1,0 +1,125 @@
+"""MSE, MAE, SSIM and PSNR of forecasts, as the published Moving MNIST tables compute them.
+
+MSE and MAE are taken on the forecast as it is (not clipped) and *summed* over channels, height and
+width; SSIM and PSNR on the forecast clipped to [0, 1]. All are taken frame by frame and averaged.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+METRICS = ("mse", "mae", "ssim", "ssim_range2", "psnr")
+
+
+class ForecastMetrics(Metric):
+    """Averages `frame_metrics` over sequences and frames, on any number of processes.
+
+    `compute()` gives, for each name of `METRICS`, the mean over all frames and, under
+    `<name>_by_lead_time`, the mean for each lead time (T,), float64 on the CPU. A perfect frame has
+    infinite PSNR: such frames are left out of PSNR's means (which are infinite only when no other
+    frame is left). Frames smaller than 7×7 have no SSIM: NaN.
+    """
+
+    full_state_update = False
+    values: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    def update(self, forecast: Tensor, truth: Tensor) -> None:
+        """Adds a batch of forecasts, each (B, T, C, H, W); T must not change between batches."""
+        self.values.append(frame_metrics(forecast, truth))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means so far; see the class."""
+        values = self.values if isinstance(self.values, list) else [self.values]
+        table = torch.cat(values).cpu().double()  # (N, T, metrics)
+        result = {}
+        for column, name in enumerate(METRICS):
+            frames = table[:, :, column]
+            result[name] = _mean(frames.flatten(), dim=0)
+            result[f"{name}_by_lead_time"] = _mean(frames, dim=0)
+        return result
+
+
+def frame_metrics(forecast: Tensor, truth: Tensor) -> Tensor:
+    """All metrics of each frame.
+
+    Args:
+        forecast: (B, T, C, H, W), not clipped.
+        truth: The same shape, in [0, 1].
+
+    Returns:
+        (B, T, 5) in the order of `METRICS`:
+
+        - mse, mae: squared and absolute error summed over C, H, W;
+        - ssim: structural similarity with the data range 1.0 of the pixels;
+        - ssim_range2: the same with data range 2.0, which reads higher: scikit-image's old default
+          for floats, behind the published Moving MNIST tables;
+        - psnr: 20·log10(1/√(mean squared error)) in dB; infinite for a perfect frame.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if forecast.shape != truth.shape or forecast.ndim != 5:
+        raise ValueError(
+            f"forecast and truth must both be (B, T, C, H, W), got {tuple(forecast.shape)} and "
+            f"{tuple(truth.shape)}"
+        )
+    forecast, truth = forecast.float(), truth.float()
+    error = forecast - truth
+    clipped = forecast.clamp(0, 1)
+    psnr = -10 * torch.log10((clipped - truth).square().mean(dim=(2, 3, 4)))
+    ssim1, ssim2 = ssim(clipped, truth, data_ranges=(1.0, 2.0))
+    mse, mae = error.square().sum(dim=(2, 3, 4)), error.abs().sum(dim=(2, 3, 4))
+    return torch.stack([mse, mae, ssim1, ssim2, psnr], dim=-1)
+
+
+def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[Tensor]:
+    """Structural similarity with a uniform 7×7 window and the sample covariance.
+
+    As scikit-image's `structural_similarity` computes it by default; windows that would leave the
+    frame do not count. Source: Z. Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
+
+    Args:
+        x: (B, T, C, H, W).
+        y: The same shape.
+        data_ranges: Distances between the largest and the smallest possible value.
+
+    Returns:
+        (B, T) for each data range, mean over channels; NaN where H or W is below 7.
+    """
+    window = 7
+    if min(x.shape[3:]) < window:
+        return [x.new_full(x.shape[:2], torch.nan) for _ in data_ranges]
+
+    def mean(values: Tensor) -> Tensor:
+        flat = values.flatten(0, 1)
+        # A box filter in two passes; double, because a variance is a difference of large sums.
+        flat = F.avg_pool2d(flat.double(), (window, 1), stride=1)
+        return F.avg_pool2d(flat, (1, window), stride=1).unflatten(0, values.shape[:2])
+
+    sample = window**2 / (window**2 - 1)
+    mean_x, mean_y = mean(x), mean(y)
+    x, y = x.double(), y.double()
+    var_x = sample * (mean(x * x) - mean_x * mean_x)
+    var_y = sample * (mean(y * y) - mean_y * mean_y)
+    cov = sample * (mean(x * y) - mean_x * mean_y)
+    result = []
+    for data_range in data_ranges:
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
+            (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+        )
+        result.append(similarity.mean(dim=(2, 3, 4)).float())
+    return result
+
+
+def _mean(values: Tensor, dim: int) -> Tensor:
+    """Mean without infinite values; infinite where nothing else is there."""
+    infinite = values.isinf()
+    total = values.masked_fill(infinite, 0).sum(dim)
+    count = (~infinite).sum(dim)
+    return torch.where(count > 0, total / count.clamp(min=1), torch.inf)

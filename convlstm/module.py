@@ -1,0 +1,272 @@
+"""`VideoPredictor`: the network with its loss, metrics and optimizer, and `forecast()`."""
+
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from convlstm.cells import Peephole
+from convlstm.checkpoint import read_checkpoint
+from convlstm.forecaster import EncoderForecaster, Feedback
+from convlstm.losses import LOSSES, Loss
+from convlstm.metrics import METRICS, ForecastMetrics
+from convlstm.pixels import check_unit, to_unit
+
+Batch = dict[str, Tensor]
+
+
+class VideoPredictor(pl.LightningModule):
+    """An encoder-forecaster that trains on clips and continues videos.
+
+    Batches are dicts: `context` (B, T, C, H, W) and `target` (B, steps, C, H, W), uint8, uint16 or
+    floats in [0, 1], and `index` (B,).
+
+    Args:
+        channels: Channels of a frame, C: 1 for gray, 3 for RGB.
+        context_length: Frames that a forecast is made from, as in training; `convlstm predict`
+            takes that many from a clip.
+        patch_size: Side of the patches that frames are cut into, in pixels.
+        hidden_sizes: Hidden channels of each stage; its length is the number of stages.
+        kernel_size: Input kernel, one for all stages or one a stage.
+        hidden_kernel_size: Hidden kernel, likewise; the input's if None.
+        downsample: Factor by which each stage's map is smaller than that of the stage before.
+        forecaster: "unconditional" (runs on the copied states alone) or "autoregressive" (reads
+            the frame it forecast last).
+        peephole: "none", "channel" or "full" (needs frame_size).
+        frame_size: [H, W] in pixels, for peephole "full" only.
+        loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
+        optimizer: "adam" or "adamw".
+        learning_rate: The schedule's peak.
+        weight_decay: For "adamw".
+        schedule: "onecycle" (needs trainer.max_steps) or "constant".
+        warmup: Part of "onecycle" in which the learning rate rises, in (0, 1).
+        scheduled_sampling_steps: Training steps over which the probability that the autoregressive
+            forecaster reads the true frame falls from 1 to 0; 0 for never.
+
+    Raises:
+        ValueError: An argument is out of range; the message names value and expectation.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        context_length: int = 10,
+        patch_size: int = 4,
+        hidden_sizes: list[int] = [64, 64],  # noqa: B006 (never changed; None would hide the default)
+        kernel_size: int | list[int] = 3,
+        hidden_kernel_size: int | list[int] | None = None,
+        downsample: int | list[int] = 1,
+        forecaster: Feedback = "unconditional",
+        peephole: Peephole = "none",
+        frame_size: list[int] | None = None,
+        loss: Loss = "mse",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        schedule: Literal["onecycle", "constant"] = "onecycle",
+        warmup: float = 0.3,
+        scheduled_sampling_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        if optimizer not in ("adam", "adamw"):
+            raise ValueError(f"optimizer must be 'adam' or 'adamw', got {optimizer!r}")
+        if schedule not in ("onecycle", "constant"):
+            raise ValueError(f"schedule must be 'onecycle' or 'constant', got {schedule!r}")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
+        if weight_decay < 0 or (weight_decay and optimizer == "adam"):
+            raise ValueError(
+                f"weight_decay must be >= 0, and 0 unless optimizer is 'adamw', got {weight_decay}"
+            )
+        if not 0 < warmup < 1:
+            raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
+        if context_length < 1:
+            raise ValueError(f"context_length must be >= 1, got {context_length}")
+        if scheduled_sampling_steps < 0 or (
+            scheduled_sampling_steps and forecaster != "autoregressive"
+        ):
+            raise ValueError(
+                "scheduled_sampling_steps must be >= 0, and 0 unless forecaster is "
+                f"'autoregressive', got {scheduled_sampling_steps}"
+            )
+        self.save_hyperparameters()
+        self.network = EncoderForecaster(
+            channels,
+            patch_size=patch_size,
+            hidden_sizes=hidden_sizes,
+            kernel_size=kernel_size,
+            hidden_kernel_size=hidden_kernel_size,
+            downsample=downsample,
+            forecaster=forecaster,
+            peephole=peephole,
+            frame_size=frame_size,
+            output="sigmoid" if loss == "cross_entropy" else "linear",
+        )
+        self.loss = LOSSES[loss]
+        self.val_metrics = ForecastMetrics()
+        self.test_metrics = ForecastMetrics()
+        self.baseline_metrics = ForecastMetrics()
+
+    def forward(self, frames: Tensor, steps: int) -> Tensor:
+        """Frames (B, steps, C, H, W) after a context (B, T, C, H, W) in [0, 1]; not clipped."""
+        return self.network(frames, steps)
+
+    @torch.no_grad()
+    def forecast(self, frames: Tensor, steps: int = 10) -> Tensor:
+        """Continues a clip, or a batch of clips; needs no truth, and no Trainer.
+
+        Args:
+            frames: The context, (T, C, H, W) or (B, T, C, H, W), on any device: uint8, uint16 or
+                floats in [0, 1].
+            steps: Frames to forecast, >= 1.
+
+        Returns:
+            The frames that follow, (steps, C, H, W) or (B, steps, C, H, W), float32 in [0, 1], on
+            the device of `frames`. The module's mode (train or eval) is left as it was.
+
+        Raises:
+            ValueError: Another shape or type of pixels, values outside [0, 1], or NaN.
+        """
+        batch = frames.unsqueeze(0) if frames.ndim == 4 else frames
+        if batch.ndim != 5 or batch.shape[2] != self.network.channels or batch.shape[1] < 1:
+            raise ValueError(
+                f"expected a clip (T, {self.network.channels}, H, W) with T >= 1, or a batch of "
+                f"them, got shape {tuple(frames.shape)}"
+            )
+        check_unit(batch)
+        batch = to_unit(batch.to(self.device)).to(self.dtype)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            result = self(batch, steps)
+        finally:
+            for module, training in modes:
+                module.training = training
+        result = result.float().clamp(0, 1).to(frames.device)
+        return result.squeeze(0) if frames.ndim == 4 else result
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> "VideoPredictor":
+        """Builds the predictor that a checkpoint was saved from, with its weights.
+
+        Args:
+            checkpoint_path: A file that `convlstm fit` wrote.
+            map_location: As in `torch.load`; without it, what was trained on a GPU that is not
+                here is put on the CPU.
+            hparams_file: As in Lightning; not needed.
+            strict: As in Lightning.
+            weights_only: As in `torch.load`: no code in the file is run.
+            **kwargs: Hyperparameters that replace the checkpoint's.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is truncated, no checkpoint, or one of another model.
+        """
+        if isinstance(checkpoint_path, str | Path):
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pixels become floats in [0, 1] here, on the device: integers travel cheaper."""
+        frames = {name: to_unit(batch[name]).to(self.dtype) for name in ("context", "target")}
+        return {**batch, **frames}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        target = batch["target"]
+        raw = self.network(
+            batch["context"],
+            target.shape[1],
+            truth=target,
+            teacher_forcing=self.teacher_forcing,
+            logits=True,
+        )
+        loss = self.loss(raw, target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
+        return loss
+
+    @property
+    def teacher_forcing(self) -> float:
+        """Probability of reading the true frame at this training step (scheduled sampling)."""
+        steps = self.hparams["scheduled_sampling_steps"]
+        return max(0.0, 1 - self.global_step / steps) if steps else 0.0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self.val_metrics.update(self(batch["context"], batch["target"].shape[1]), batch["target"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what an earlier validation has added up."""
+        self.val_metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means: `val/mse` and its kin."""
+        self._log_means("val", self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets what an earlier test has added up."""
+        self.test_metrics.reset()
+        self.baseline_metrics.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Adds a batch to the test metrics, and returns its forecasts (B, steps, C, H, W)."""
+        context, target = batch["context"], batch["target"]
+        forecast: Tensor = self(context, target.shape[1])
+        self.test_metrics.update(forecast, target)
+        self.baseline_metrics.update(context[:, -1:].expand_as(target), target)
+        return forecast
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/mse`, …, and `test/last_frame_mse`, … of repeating the last frame."""
+        self._log_means("test", self.test_metrics)
+        self._log_means("test/last_frame", self.baseline_metrics)
+
+    def _log_means(self, prefix: str, metrics: ForecastMetrics) -> None:
+        values = metrics.compute()
+        joint = "_" if "/" in prefix else "/"
+        for name in METRICS:
+            self.log(f"{prefix}{joint}{name}", values[name].float(), prog_bar=prefix == "val")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam or AdamW, with OneCycle stepped at every batch."""
+        options = self.hparams
+        kind = torch.optim.AdamW if options["optimizer"] == "adamw" else torch.optim.Adam
+        optimizer = kind(
+            self.network.parameters(),
+            lr=options["learning_rate"],
+            weight_decay=options["weight_decay"],
+        )
+        if options["schedule"] == "constant":
+            return optimizer
+        # From max_steps: asking the Trainer for its estimate would open the data too early for an
+        # exact resume.
+        if self.trainer.max_steps < 1:
+            raise ValueError(
+                "schedule 'onecycle' needs to know its end: set trainer.max_steps, or choose "
+                "--model.schedule constant"
+            )
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            options["learning_rate"],
+            total_steps=self.trainer.max_steps,
+            pct_start=options["warmup"],
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }

@@ -1,0 +1,268 @@
+import pytest
+import torch
+from torch import nn
+
+from convlstm import ConvLSTM, ConvLSTMCell
+
+PEEPHOLES = ["none", "channel", "full"]
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+def sequence(b=2, t=5, c=2, h=3, w=5):
+    return torch.randn(b, t, c, h, w, dtype=torch.float64)
+
+
+def build(*args, **options):
+    layer = ConvLSTM(*args, frame_size=(3, 5), **options).double()
+    for parameter in layer.parameters():  # peepholes start at zero: give them something to do
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_one_by_one_kernels_on_one_pixel_equal_nn_lstm(layers, bidirectional, with_state):
+    theirs = nn.LSTM(4, 6, layers, batch_first=True, bidirectional=bidirectional).double()
+    mine = ConvLSTM(4, 6, 1, layers, bidirectional=bidirectional).double()
+    with torch.no_grad():
+        for name, parameter in mine.named_parameters():
+            if name.startswith("bias"):
+                suffix = name.removeprefix("bias")
+                value = getattr(theirs, f"bias_ih{suffix}") + getattr(theirs, f"bias_hh{suffix}")
+            else:
+                value = getattr(theirs, name)
+            parameter.copy_(value.view(parameter.shape))
+    x = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
+    x2 = x.detach()[..., None, None].requires_grad_()
+    state = state2 = None
+    if with_state:
+        shape = (layers * (1 + bidirectional), 3, 6)
+        state = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in "hc")
+        state2 = tuple(s.detach()[..., None, None].requires_grad_() for s in state)
+
+    out, (h, c) = theirs(x, state)
+    out2, (h2, c2) = mine(x2, state2)
+    torch.testing.assert_close(out2[..., 0, 0], out, **EXACT)
+    torch.testing.assert_close(h2[..., 0, 0], h, **EXACT)
+    torch.testing.assert_close(c2[..., 0, 0], c, **EXACT)
+
+    weight = torch.randn_like(out)
+    ((out * weight).sum() + h.square().sum() + c.sum()).backward()
+    ((out2[..., 0, 0] * weight).sum() + h2.square().sum() + c2.sum()).backward()
+    torch.testing.assert_close(x2.grad[..., 0, 0], x.grad, **EXACT)
+    for name, parameter in mine.named_parameters():
+        other = name.replace("bias", "bias_ih") if name.startswith("bias") else name
+        expected = getattr(theirs, other).grad
+        torch.testing.assert_close(parameter.grad.view(expected.shape), expected, **EXACT)
+    if with_state:
+        for a, b in zip(state2, state, strict=True):
+            torch.testing.assert_close(a.grad[..., 0, 0], b.grad, **EXACT)
+
+
+@pytest.mark.parametrize("peephole", PEEPHOLES)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_whole_sequence_equals_two_halves_with_the_state_carried(peephole, layers):
+    layer = build(2, 3, 3, layers, peephole=peephole)
+    x = sequence()
+    whole, last = layer(x)
+    first, state = layer(x[:, :2])
+    second, state = layer(x[:, 2:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, **EXACT)
+    for a, b in zip(state, last, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("peephole", PEEPHOLES)
+@pytest.mark.parametrize(("kernel", "hidden_kernel"), [(3, None), (5, 1), (2, 4), ((1, 3), 2)])
+def test_a_whole_sequence_equals_the_cell_step_by_step(peephole, kernel, hidden_kernel):
+    options = {"hidden_kernel_size": hidden_kernel, "peephole": peephole}
+    layer = build(2, 3, kernel, 2, **options)
+    cells = [
+        ConvLSTMCell(size, 3, kernel, frame_size=(3, 5), **options).double() for size in (2, 3)
+    ]
+    for level, cell in enumerate(cells):
+        cell.load_state_dict({n: getattr(layer, f"{n}_l{level}") for n in cell.state_dict()})
+    x = sequence()
+    states = [None, None]
+    outputs = []
+    for t in range(x.shape[1]):
+        value = x[:, t]
+        for level, cell in enumerate(cells):
+            states[level] = cell(value, states[level])
+            value = states[level][0]
+        outputs.append(value)
+    output, (h, c) = layer(x)
+    torch.testing.assert_close(output, torch.stack(outputs, dim=1), **EXACT)
+    torch.testing.assert_close(h, torch.stack([s[0] for s in states]), **EXACT)
+    torch.testing.assert_close(c, torch.stack([s[1] for s in states]), **EXACT)
+
+
+@pytest.mark.parametrize("peephole", PEEPHOLES)
+@pytest.mark.parametrize("input_size", [0, 2])
+def test_gradients_are_those_of_finite_differences(peephole, input_size):
+    layer = build(input_size, 2, (2, 3), peephole=peephole)
+    x = torch.randn(1, 3, input_size, 3, 5, dtype=torch.float64, requires_grad=input_size > 0)
+    h, c = (torch.randn(1, 1, 2, 3, 5, dtype=torch.float64, requires_grad=True) for _ in "hc")
+
+    def run(x, h, c, *parameters):
+        output, (h, c) = torch.func.functional_call(
+            layer, dict(zip(dict(layer.named_parameters()), parameters, strict=True)), (x, (h, c))
+        )
+        return output, h, c
+
+    assert torch.autograd.gradcheck(run, (x, h, c, *layer.parameters()))
+
+
+def test_without_input_the_layer_runs_on_its_state_alone():
+    layer, fed = build(0, 3), build(2, 3)
+    assert not hasattr(layer, "weight_ih_l0")
+    state = tuple(torch.randn(1, 2, 3, 3, 5, dtype=torch.float64) for _ in "hc")
+    with torch.no_grad():
+        fed.weight_hh_l0.copy_(layer.weight_hh_l0)
+        fed.bias_l0.copy_(layer.bias_l0)
+    x = torch.empty(2, 4, 0, 3, 5, dtype=torch.float64)
+    zeros = torch.zeros(2, 4, 2, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, state)[0], fed(zeros, state)[0], **EXACT)
+
+
+def test_the_backward_direction_reads_the_sequence_backwards():
+    layer, backward = build(2, 3, bidirectional=True), build(2, 3)
+    names = list(backward.state_dict())
+    backward.load_state_dict({n: getattr(layer, f"{n}_reverse") for n in names})
+    x = sequence()
+    output, (h, c) = layer(x)
+    expected, (h2, c2) = backward(x.flip(1))
+    torch.testing.assert_close(output[:, :, 3:], expected.flip(1), **EXACT)
+    torch.testing.assert_close(h[1], h2[0], **EXACT)
+    torch.testing.assert_close(c[1], c2[0], **EXACT)
+
+
+def test_unbatched_and_time_first_sequences_give_the_same_numbers():
+    layer = build(2, 3, num_layers=2)
+    time_first = build(2, 3, num_layers=2, batch_first=False)
+    time_first.load_state_dict(layer.state_dict())
+    x = sequence(b=1)
+    state = tuple(torch.randn(2, 1, 3, 3, 5, dtype=torch.float64) for _ in "hc")
+    output, (h, c) = layer(x, state)
+    alone, (h1, c1) = layer(x[0], (state[0][:, 0], state[1][:, 0]))
+    torch.testing.assert_close(alone, output[0], **EXACT)
+    torch.testing.assert_close(h1, h[:, 0], **EXACT)
+    torch.testing.assert_close(c1, c[:, 0], **EXACT)
+    turned, _ = time_first(x.transpose(0, 1), state)
+    torch.testing.assert_close(turned.transpose(0, 1), output, **EXACT)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4)])
+def test_frames_keep_their_size_and_one_frame_is_a_sequence(kernel, size):
+    output, (h, _) = ConvLSTM(1, 2, kernel)(torch.rand(1, 1, 1, *size))
+    assert output.shape == (1, 1, 2, *size)
+    assert torch.equal(output[:, -1], h[0])
+
+
+def test_parameters_have_the_names_order_and_shapes_of_nn_lstm():
+    layer = ConvLSTM(
+        3, 4, 3, 2, hidden_kernel_size=5, bidirectional=True, peephole="full", frame_size=(6, 7)
+    )
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    one = {
+        "weight_ih_l0": (16, 3, 3, 3),
+        "weight_hh_l0": (16, 4, 5, 5),
+        "bias_l0": (16,),
+        "peephole_l0": (3, 4, 6, 7),
+    }
+    assert dict(list(shapes.items())[:4]) == one
+    suffixes = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
+    kinds = ["weight_ih", "weight_hh", "bias", "peephole"]
+    assert list(shapes) == [kind + suffix for suffix in suffixes for kind in kinds]
+    assert shapes["weight_ih_l1_reverse"] == (16, 8, 3, 3)
+    assert ConvLSTM(3, 4, peephole="channel").peephole_l0.shape == (3, 4, 1, 1)
+    assert "bias_l0" not in ConvLSTM(3, 4, bias=False).state_dict()
+
+
+def test_dropout_acts_between_layers_in_training_only():
+    layer = build(2, 3, num_layers=2, dropout=0.5)
+    x = sequence()
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+    single = build(2, 3, dropout=0.5)
+    assert torch.equal(single(x)[0], single(x)[0])
+
+
+def test_recurrent_dropout_hides_whole_channels_for_a_whole_sequence(monkeypatch):
+    layer = build(2, 3, recurrent_dropout=0.5)
+    masks = []
+    dropout = torch.nn.functional.dropout
+
+    def recorded(*args, **kwargs):
+        masks.append(dropout(*args, **kwargs))
+        return masks[-1]
+
+    monkeypatch.setattr("convlstm.layers.F.dropout", recorded)
+    x = sequence()
+    output, _ = layer(x)
+    (mask,) = masks  # one for the sequence, not one a step
+    assert mask.shape == (2, 3, 1, 1)
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    cell = ConvLSTMCell(2, 3).double()
+    cell.load_state_dict({n: getattr(layer, f"{n}_l0") for n in cell.state_dict()})
+    h = c = torch.zeros(2, 3, 3, 5, dtype=torch.float64)
+    for t in range(x.shape[1]):
+        h, c = cell(x[:, t], (h * mask, c))
+    torch.testing.assert_close(output[:, -1], h, **EXACT)
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_bfloat16_autocast_stays_close_to_float32():
+    layer = ConvLSTM(2, 8, num_layers=2)
+    x = torch.rand(2, 6, 2, 8, 8)
+    exact, _ = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, _ = layer(x)
+    # bfloat16 has 8 significant bits; outputs are below 1 in magnitude.
+    torch.testing.assert_close(rough.float(), exact, rtol=0, atol=2**-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"input_size": -1}, "input_size .* -1"),
+        ({"hidden_size": 0}, "hidden_size .* 0"),
+        ({"kernel_size": 0}, "kernel_size .* 0"),
+        ({"num_layers": 0}, "num_layers .* 0"),
+        ({"dropout": 1.5}, "dropout .* 1.5"),
+        ({"recurrent_dropout": -0.1}, "recurrent_dropout .* -0.1"),
+        ({"peephole": "full"}, "frame_size"),
+    ],
+)
+def test_bad_arguments_name_value_and_expectation(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        ConvLSTM(**{"input_size": 1, "hidden_size": 2, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 4, 4), (2, 0, 2, 4, 4), (2, 4, 4), (3, 1, 4, 4)])
+def test_a_sequence_of_another_shape_raises(shape):
+    with pytest.raises(ValueError, match="expected a sequence"):
+        ConvLSTM(2, 3)(torch.zeros(shape))
+
+
+def test_a_state_of_another_shape_raises():
+    layer = ConvLSTM(2, 3)
+    x = torch.zeros(2, 3, 2, 4, 4)
+    good, bad = torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 2, 3, 4, 5)
+    with pytest.raises(ValueError, match=r"state c of shape \(1, 2, 3, 4, 4\).*\(1, 2, 3, 4, 5\)"):
+        layer(x, (good, bad))
+
+
+def test_full_peephole_refuses_frames_of_another_size():
+    layer = ConvLSTM(2, 3, peephole="full", frame_size=(4, 4))
+    with pytest.raises(ValueError, match=r"frames of \(4, 4\), got \(4, 5\)"):
+        layer(torch.zeros(1, 1, 2, 4, 5))
