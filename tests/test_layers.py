@@ -116,7 +116,8 @@ def test_gradients_are_those_of_finite_differences(peephole, input_size):
         )
         return output, h, c
 
-    assert torch.autograd.gradcheck(run, (x, h, c, *layer.parameters()))
+    # fast_mode compares along random directions instead of entry by entry.
+    assert torch.autograd.gradcheck(run, (x, h, c, *layer.parameters()), fast_mode=True)
 
 
 def test_without_input_the_layer_runs_on_its_state_alone():
