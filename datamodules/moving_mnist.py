@@ -1,0 +1,343 @@
+"""Moving MNIST: digits that move straight on and bounce off the walls, drawn on the fly.
+
+Srivastava et al. 2015, https://arxiv.org/abs/1502.04681.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from datamodules.base import Batch, VideoDataModule, require_at_least
+from datamodules.clips import open_npy
+from datamodules.digits import DIGIT_SIZE, load_digits
+from datamodules.trajectories import Trajectories, draw_trajectories, stream_key
+
+
+class MovingMNISTDataModule(VideoDataModule):
+    """Moving MNIST: grayscale clips of digits that bounce off the walls.
+
+    Frames are uint8, (B, T, 1, H, W). Each sequence is a function of the seed, the split and its
+    number; training draws new ones without end. The three splits share neither random numbers nor
+    digit images: training and validation use parts of the digits' training split, test their test
+    split.
+
+    Args:
+        root: Folder of the digit images; they are downloaded into it when it does not have them.
+        digits: Which images: MNIST or one of its kin, or "builtin", drawn from a font without
+            any download.
+        num_digits: Digits in a sequence.
+        frame_size: Height and width in pixels, at least 28: one number, or a list of two.
+        speed: Pixels a frame: one number, or a list of two between which each digit's speed is
+            drawn uniformly.
+        context_length: Number of frames that a model sees.
+        target_length: Number of frames that it has to forecast.
+        train_size: Sequences in a nominal epoch.
+        val_size: Validation sequences.
+        test_size: Test sequences; of test_file, the first so many.
+        batch_size: Sequences in a batch, per device.
+        num_workers: Processes that make sequences, per device; 0 makes them in the training
+            process.
+        seed: Seed of everything random in the data.
+        test_file: The published test set, mnist_test_seq.npy: uint8 (T, N, H, W), time first.
+            Without it, test sequences are drawn.
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
+
+    channels: int = 1
+    frame_size: tuple[int, int]  # (height, width) in pixels, however it was given
+
+    def __init__(
+        self,
+        root: str = "data",
+        digits: Literal["mnist", "fashion_mnist", "kmnist", "builtin"] = "mnist",
+        num_digits: int = 2,
+        frame_size: int | list[int] = 64,
+        speed: float | list[float] = 3.6,
+        context_length: int = 10,
+        target_length: int = 10,
+        train_size: int = 10_000,
+        val_size: int = 1_000,
+        test_size: int = 10_000,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        test_file: str | None = None,
+    ) -> None:
+        super().__init__(
+            context_length=context_length,
+            target_length=target_length,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        require_at_least(
+            1, num_digits=num_digits, train_size=train_size, val_size=val_size, test_size=test_size
+        )
+        self.root = root
+        self.digits = digits
+        self.num_digits = num_digits
+        self.frame_size = _frame_size(frame_size)
+        self.speed = _speed_range(speed)
+        self.train_size = train_size
+        self.val_size = val_size
+        self.test_size = test_size
+        self.test_file = test_file
+
+    def prepare_data(self) -> None:
+        """Downloads the digits if they are missing; Lightning calls it in one process only.
+
+        Raises:
+            FileNotFoundError: If they are missing and cannot be downloaded.
+        """
+        testing = self.trainer is not None and self.trainer.state.fn == "test"
+        if not (testing and self.test_file):
+            load_digits(self.digits, self.root, "train")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the datasets of a stage: "fit", "validate", "test", or None for all.
+
+        Raises:
+            OSError: If the digits or test_file are missing.
+            ValueError: If test_file is not what it should be.
+        """
+        if stage in ("fit", None) and self.train_set is None:
+            self.train_set = self._drawn("train", self.train_size)
+        if stage in ("fit", "validate", None) and self.val_set is None:
+            self.val_set = self._drawn("val", self.val_size)
+        if stage in ("test", None) and self.test_set is None:
+            if self.test_file is None:
+                self.test_set = self._drawn("test", self.test_size)
+            else:
+                self.test_set = MovingMNISTFile(
+                    self.test_file,
+                    self.context_length,
+                    self.target_length,
+                    frame_size=self.frame_size,
+                    max_size=self.test_size,
+                )
+
+    def _drawn(self, split: Literal["train", "val", "test"], size: int) -> MovingMNIST:
+        return MovingMNIST(
+            load_digits(self.digits, self.root, split),
+            self.context_length,
+            self.target_length,
+            split=split,
+            size=size,
+            num_digits=self.num_digits,
+            frame_size=self.frame_size,
+            speed=self.speed,
+            seed=self.seed,
+        )
+
+
+class MovingMNIST(Dataset[Batch]):
+    """Sequences drawn on the fly: number i is a function of the seed, the split and i.
+
+    Any number >= 0 is a valid index; the length is only that of a nominal epoch.
+
+    Args:
+        images: (n, 28, 28) uint8, the digits.
+        context_length: Number of context frames.
+        target_length: Number of target frames.
+        split: "train", "val" or "test"; they have different random numbers.
+        size: Length of an epoch.
+        num_digits: Digits in a sequence.
+        frame_size: (height, width) in pixels.
+        speed: Range of the speed in pixels a frame.
+        seed: Seed, >= 0.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        context_length: int,
+        target_length: int,
+        *,
+        split: str,
+        size: int,
+        num_digits: int,
+        frame_size: tuple[int, int],
+        speed: tuple[float, float],
+        seed: int,
+    ) -> None:
+        self.images = images
+        self.context_length = context_length
+        self.target_length = target_length
+        self.size = size
+        self.num_digits = num_digits
+        self.frame_size = frame_size
+        self.speed = speed
+        self.key = stream_key(seed, split)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        numbers = np.asarray(indices, dtype=np.int64)
+        if (numbers < 0).any():
+            raise IndexError(f"index is {numbers.min()}: must be 0 or more")
+        images, positions = self.trajectories(numbers)
+        return {
+            "context": self._frames(images, positions[:, : self.context_length]),
+            "target": self._frames(images, positions[:, self.context_length :]),
+            "index": torch.from_numpy(numbers),
+        }
+
+    def trajectories(self, indices: NDArray[np.int64]) -> Trajectories:
+        """Digit numbers (B, D) and positions (B, T, D, 2) of the sequences with these numbers."""
+        height, width = self.frame_size
+        return draw_trajectories(
+            self.key,
+            indices,
+            num_images=len(self.images),
+            num_digits=self.num_digits,
+            num_frames=self.context_length + self.target_length,
+            free=(height - DIGIT_SIZE, width - DIGIT_SIZE),
+            speed=self.speed,
+        )
+
+    def _frames(self, images: NDArray[np.int64], positions: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(
+            render(self.images[images], positions, self.frame_size)[:, :, None]  # add C = 1
+        )
+
+
+class MovingMNISTFile(Dataset[Batch]):
+    """The published test sequences, read from the file as they are needed.
+
+    Args:
+        path: A .npy file, uint8, (T, N, H, W).
+        context_length: Number of context frames.
+        target_length: Number of target frames; frames behind them are left unused.
+        frame_size: (height, width) that the file must have.
+        max_size: At most so many sequences, from the first one on.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If the file is not a .npy file of that type and shape, or has too few frames.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        context_length: int,
+        target_length: int,
+        *,
+        frame_size: tuple[int, int],
+        max_size: int,
+    ) -> None:
+        self.path = path
+        self.context_length = context_length
+        self.target_length = target_length
+        self.frame_size = frame_size
+        self.max_size = max_size
+        self.frames = open_npy(path)
+        _check_test_frames(self.frames, path, context_length + target_length, frame_size)
+
+    def __len__(self) -> int:
+        return min(self.max_size, int(self.frames.shape[1]))
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        numbers = np.asarray(indices, dtype=np.int64)
+        if ((numbers < 0) | (numbers >= len(self))).any():
+            raise IndexError(f"an index of {indices} is outside of 0 to {len(self) - 1}")
+        steps = self.context_length + self.target_length
+        frames = self.frames[:steps, numbers].swapaxes(0, 1)[:, :, None]  # (B, T, 1, H, W)
+        context, target = np.split(frames, [self.context_length], axis=1)
+        return {
+            "context": torch.from_numpy(np.ascontiguousarray(context)),
+            "target": torch.from_numpy(np.ascontiguousarray(target)),
+            "index": torch.from_numpy(numbers),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map is the whole file; a worker opens the file anew.
+        return {name: value for name, value in vars(self).items() if name != "frames"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, frames=open_npy(state["path"]))
+
+
+def render(
+    digits: NDArray[np.uint8], positions: NDArray[np.int64], frame_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Draws digit images into black frames; where they overlap, the brighter pixel wins.
+
+    Args:
+        digits: (B, D, h, w) uint8, the digit images of each sequence.
+        positions: (B, T, D, 2), row and column of each one's upper left corner in each frame.
+        frame_size: (height, width) in pixels.
+
+    Returns:
+        (B, T, height, width) uint8.
+    """
+    sequences, steps, count, _ = positions.shape
+    frames = np.zeros((sequences, steps, *frame_size), dtype=np.uint8)
+    # windows[b, t, row, column] is the piece of a frame that a digit at (row, column) covers.
+    windows = sliding_window_view(frames, digits.shape[2:], axis=(2, 3), writeable=True)
+    sequence = np.arange(sequences)[:, None]
+    step = np.arange(steps)[None, :]
+    for digit in range(count):
+        image = digits[:, digit, None]  # (B, 1, h, w)
+        at = (sequence, step, positions[:, :, digit, 0], positions[:, :, digit, 1])
+        windows[at] = image if digit == 0 else np.maximum(windows[at], image)
+    return frames
+
+
+def _check_test_frames(
+    frames: NDArray[Any], path: str | Path, steps: int, frame_size: tuple[int, int]
+) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4:
+        raise ValueError(
+            f"{path}: {frames.dtype} of shape {frames.shape}: expected uint8 "
+            "(time, sequence, height, width), as in mnist_test_seq.npy"
+        )
+    if frames.shape[2:] != frame_size:
+        raise ValueError(
+            f"{path}: frames are {frames.shape[2]} x {frames.shape[3]} pixels, frame_size is "
+            f"{frame_size[0]} x {frame_size[1]}: set frame_size to that of the file"
+        )
+    if frames.shape[0] < steps:
+        raise ValueError(
+            f"{path}: {frames.shape[0]} frames a sequence, but context_length + target_length is "
+            f"{steps}: lower one of them (the file must be time first)"
+        )
+    if frames.shape[1] == 0:
+        raise ValueError(f"{path}: shape {frames.shape} has no sequences: give another file")
+
+
+def _frame_size(frame_size: int | Sequence[int]) -> tuple[int, int]:
+    sizes = [frame_size] * 2 if isinstance(frame_size, int) else list(frame_size)
+    if len(sizes) != 2 or min(sizes) < DIGIT_SIZE:
+        raise ValueError(
+            f"frame_size is {frame_size}: must be one number or [height, width], each at least "
+            f"{DIGIT_SIZE}, the size of a digit"
+        )
+    return sizes[0], sizes[1]
+
+
+def _speed_range(speed: float | Sequence[float]) -> tuple[float, float]:
+    speeds = [speed] * 2 if isinstance(speed, int | float) else list(speed)
+    if len(speeds) != 2 or not 0 <= speeds[0] <= speeds[1] < math.inf:
+        raise ValueError(
+            f"speed is {speed}: must be one number or [slowest, fastest], in pixels a frame, "
+            "0 or more"
+        )
+    return float(speeds[0]), float(speeds[1])
