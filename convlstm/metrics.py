@@ -15,10 +15,8 @@ METRICS = ("mse", "mae", "ssim", "ssim_range2", "psnr")
 class ForecastMetrics(Metric):
     """Averages `frame_metrics` over sequences and frames, on any number of processes.
 
-    `compute()` gives, for each name of `METRICS`, the mean over all frames and, under
-    `<name>_by_lead_time`, the mean for each lead time (T,), float64 on the CPU. A perfect frame has
-    infinite PSNR: such frames are left out of PSNR's means (which are infinite only when no other
-    frame is left). Frames smaller than 7×7 have no SSIM: NaN.
+    A perfect frame has infinite PSNR: such frames are left out of PSNR's means (which are infinite
+    only when no other frame is left). Frames smaller than 7×7 have no SSIM: NaN.
     """
 
     full_state_update = False
@@ -32,15 +30,23 @@ class ForecastMetrics(Metric):
         """Adds a batch of forecasts, each (B, T, C, H, W); T must not change between batches."""
         self.values.append(frame_metrics(forecast, truth))
 
-    def compute(self) -> dict[str, Tensor]:
-        """The means so far; see the class."""
+    def compute(self) -> Tensor:
+        """The means so far.
+
+        Returns:
+            (1 + T, 5), float64 on the CPU, columns in the order of `METRICS`: in row 0 over all
+            frames, in row t over the frames of lead time t.
+        """
         values = self.values if isinstance(self.values, list) else [self.values]
         table = torch.cat(values).cpu().double()  # (N, T, metrics)
-        result = {}
-        for column, name in enumerate(METRICS):
-            frames = table[:, :, column]
-            result[name] = _mean(frames.flatten(), dim=0)
-            result[f"{name}_by_lead_time"] = _mean(frames, dim=0)
+        return torch.cat([_mean(table.flatten(0, 1))[None], _mean(table)])
+
+    def summary(self) -> dict[str, Tensor]:
+        """`compute()` by name: `mse` the mean, `mse_by_lead_time` (T,), and so on."""
+        means, *by_lead_time = self.compute()
+        result = dict(zip(METRICS, means, strict=True))
+        curves = torch.stack(by_lead_time, dim=1)
+        result.update(zip([f"{name}_by_lead_time" for name in METRICS], curves, strict=True))
         return result
 
 
@@ -117,9 +123,9 @@ def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[
     return result
 
 
-def _mean(values: Tensor, dim: int) -> Tensor:
-    """Mean without infinite values; infinite where nothing else is there."""
+def _mean(values: Tensor) -> Tensor:
+    """Mean over the first axis without infinite values; infinite where nothing else is there."""
     infinite = values.isinf()
-    total = values.masked_fill(infinite, 0).sum(dim)
-    count = (~infinite).sum(dim)
+    total = values.masked_fill(infinite, 0).sum(0)
+    count = (~infinite).sum(0)
     return torch.where(count > 0, total / count.clamp(min=1), torch.inf)

@@ -181,16 +181,11 @@ class VideoPredictor(pl.LightningModule):
             checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pixels become floats in [0, 1] here, on the device: integers travel cheaper."""
-        frames = {name: to_unit(batch[name]).to(self.dtype) for name in ("context", "target")}
-        return {**batch, **frames}
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        target = batch["target"]
+        context, target = self._frames(batch)
         raw = self.network(
-            batch["context"],
+            context,
             target.shape[1],
             truth=target,
             teacher_forcing=self.teacher_forcing,
@@ -208,7 +203,8 @@ class VideoPredictor(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
-        self.val_metrics.update(self(batch["context"], batch["target"].shape[1]), batch["target"])
+        context, target = self._frames(batch)
+        self.val_metrics.update(self(context, target.shape[1]), target)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets what an earlier validation has added up."""
@@ -225,7 +221,7 @@ class VideoPredictor(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Adds a batch to the test metrics, and returns its forecasts (B, steps, C, H, W)."""
-        context, target = batch["context"], batch["target"]
+        context, target = self._frames(batch)
         forecast: Tensor = self(context, target.shape[1])
         self.test_metrics.update(forecast, target)
         self.baseline_metrics.update(context[:, -1:].expand_as(target), target)
@@ -236,11 +232,19 @@ class VideoPredictor(pl.LightningModule):
         self._log_means("test", self.test_metrics)
         self._log_means("test/last_frame", self.baseline_metrics)
 
+    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Context and target as floats in [0, 1]; to the device they travel as integers."""
+        return to_unit(batch["context"]).to(self.dtype), to_unit(batch["target"]).to(self.dtype)
+
     def _log_means(self, prefix: str, metrics: ForecastMetrics) -> None:
-        values = metrics.compute()
+        values = metrics.summary()
         joint = "_" if "/" in prefix else "/"
         for name in METRICS:
-            self.log(f"{prefix}{joint}{name}", values[name].float(), prog_bar=prefix == "val")
+            self.log(
+                f"{prefix}{joint}{name}",
+                values[name].float(),
+                prog_bar=prefix == "val" and name == "mse",
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW, with OneCycle stepped at every batch."""

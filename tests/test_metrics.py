@@ -49,7 +49,7 @@ def test_means_do_not_depend_on_how_the_clips_are_batched():
     whole.update(forecast, truth)
     for piece in (slice(0, 1), slice(1, 5), slice(5, 7)):
         parts.update(forecast[piece], truth[piece])
-    a, b = whole.compute(), parts.compute()
+    a, b = whole.summary(), parts.summary()
     table = frame_metrics(forecast, truth).double()
     for column, name in enumerate(METRICS):
         assert torch.equal(a[name], b[name])
@@ -65,7 +65,7 @@ def test_perfect_frames_are_left_out_of_the_mean_psnr():
     forecast[0, 0] += 0.1  # 20 dB
     metrics = ForecastMetrics()
     metrics.update(forecast, truth)
-    values = metrics.compute()
+    values = metrics.summary()
     assert values["psnr"].item() == pytest.approx(20, abs=1e-4)
     assert values["psnr_by_lead_time"].tolist() == pytest.approx([20, float("inf")], abs=1e-4)
 
@@ -75,7 +75,7 @@ def test_reset_forgets():
     metrics.update(torch.ones(1, 1, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8))
     metrics.reset()
     metrics.update(torch.zeros(1, 1, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8))
-    assert metrics.compute()["mse"] == 0
+    assert metrics.summary()["mse"] == 0
 
 
 def test_other_shapes_raise():

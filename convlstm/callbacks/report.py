@@ -1,0 +1,98 @@
+"""The end of a test: the metrics beside those of repeating the last frame, and a plot."""
+
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from convlstm.files import replacing
+from convlstm.metrics import METRICS
+from convlstm.module import VideoPredictor
+
+LABELS = {
+    "mse": "MSE (sum over a frame)",
+    "mae": "MAE (sum over a frame)",
+    "ssim": "SSIM (data range 1)",
+    "ssim_range2": "SSIM (data range 2, as in published tables)",
+    "psnr": "PSNR (dB)",
+}
+Values = dict[str, Tensor]
+
+
+class TestReport(Callback):
+    """Prints the table, and writes `metrics.json` and `lead_time.png`.
+
+    Args:
+        directory: Where the two files go.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of the name
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reports, on the first process."""
+        assert isinstance(pl_module, VideoPredictor)
+        model, baseline = pl_module.test_metrics.summary(), pl_module.baseline_metrics.summary()
+        if not trainer.is_global_zero:
+            return
+        with replacing(self.directory / "metrics.json") as temporary:
+            content = {"model": _plain(model), "last_frame": _plain(baseline)}
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        plot_lead_times(self.directory / "lead_time.png", model, baseline)
+        console = Console()
+        console.print(metrics_table(model, baseline))
+        console.print(f"Metrics and the lead-time curve: {self.directory}", soft_wrap=True)
+
+
+def metrics_table(model: Values, baseline: Values) -> Table:
+    """A row for each metric, a column for the mean and for the first, middle and last lead time."""
+    steps = len(model["mse_by_lead_time"])
+    leads = sorted({1, (steps + 1) // 2, steps})
+    table = Table(title=f"Forecasts of {steps} frames: model / repeating the last frame")
+    table.add_column("metric")
+    table.add_column("mean", justify="right")
+    for lead in leads:
+        table.add_column(f"+{lead}", justify="right")
+    for name in METRICS:
+        curves = model[f"{name}_by_lead_time"], baseline[f"{name}_by_lead_time"]
+        cells = [_pair(name, model[name], baseline[name])]
+        cells += [_pair(name, curves[0][lead - 1], curves[1][lead - 1]) for lead in leads]
+        table.add_row(LABELS[name], *cells)
+    return table
+
+
+def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
+    """Writes a PNG with MSE and SSIM against lead time, of the model and of the last frame."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("mse", "ssim"), strict=True):
+        leads = range(1, len(model[f"{name}_by_lead_time"]) + 1)
+        for values, label, style in (
+            (model, "model", {"color": "#e8710a", "marker": "o"}),
+            (baseline, "repeating the last frame", {"color": "#7a7a7a", "linestyle": "--"}),
+        ):
+            axes.plot(leads, values[f"{name}_by_lead_time"], label=label, **style)
+        axes.set_xlabel("lead time (frames)")
+        axes.set_title(LABELS[name], fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _pair(name: str, model: Tensor, baseline: Tensor) -> str:
+    digits = 4 if name.startswith("ssim") else 2
+    return f"{model.item():.{digits}f} / {baseline.item():.{digits}f}"
+
+
+def _plain(values: Values) -> dict[str, float | list[float]]:
+    return {name: value.tolist() for name, value in values.items()}

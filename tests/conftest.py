@@ -1,0 +1,21 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    """Each test starts from the same random state and leaves no file in the checkout."""
+    before = set(ROOT.iterdir()) | set((ROOT / "tests").iterdir())
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (the global state that libraries may read)
+    random.seed(0)
+    yield
+    left = set(ROOT.iterdir()) | set((ROOT / "tests").iterdir())
+    left = {path for path in left - before if not path.name.startswith((".", "__pycache__"))}
+    assert not left, f"the test left {sorted(map(str, left))}"

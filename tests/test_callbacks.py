@@ -1,0 +1,97 @@
+import json
+
+import imageio.v3 as iio
+import pytest
+import torch
+import yaml
+
+from convlstm.callbacks import AtomicCheckpointIO, ForecastWriter, RunRecord, run_checkpoints
+from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
+from convlstm.callbacks.run import environment
+from convlstm.metrics import METRICS, ForecastMetrics
+
+
+def metrics(scale, steps=4):
+    values = ForecastMetrics()
+    truth = torch.rand(3, steps, 1, 8, 8)
+    values.update(truth * scale, truth)
+    return values.summary()
+
+
+def test_the_table_has_a_row_for_each_metric_with_the_baseline_beside_the_model():
+    model, baseline = metrics(0.9), metrics(0.5)
+    table = metrics_table(model, baseline)
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == [LABELS[name] for name in METRICS]
+    assert [column.header for column in table.columns] == ["metric", "mean", "+1", "+2", "+4"]
+    assert columns[1][0] == f"{model['mse']:.2f} / {baseline['mse']:.2f}"
+    last = model["ssim_by_lead_time"][3], baseline["ssim_by_lead_time"][3]
+    assert columns[4][2] == f"{last[0]:.4f} / {last[1]:.4f}"
+
+
+def test_one_step_makes_one_column():
+    table = metrics_table(metrics(0.9, steps=1), metrics(0.5, steps=1))
+    assert [column.header for column in table.columns] == ["metric", "mean", "+1"]
+
+
+def test_the_curve_is_a_picture(tmp_path):
+    plot_lead_times(tmp_path / "new" / "lead_time.png", metrics(0.9), metrics(0.5))
+    picture = iio.imread(tmp_path / "new" / "lead_time.png")
+    assert picture.shape[1] > 2 * picture.shape[0]
+    assert picture[..., :3].std() > 5
+
+
+def test_pictures_are_written_for_the_first_clips_whatever_the_batches(tmp_path):
+    writer = ForecastWriter(tmp_path / "pictures", count=3)
+    for numbers in ([0, 2], [1, 3]):  # as two processes would share them out
+        n = len(numbers)
+        batch = {
+            "context": torch.randint(0, 256, (n, 2, 1, 8, 8), dtype=torch.uint8),
+            "target": torch.randint(0, 256, (n, 3, 1, 8, 8), dtype=torch.uint8),
+            "index": torch.tensor(numbers),
+        }
+        writer.on_test_batch_end(None, None, torch.rand(n, 3, 1, 8, 8), batch, 0)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [f"0000{i}.{kind}" for i in range(3) for kind in ("gif", "png")]
+    assert len(iio.imread(tmp_path / "pictures" / "00001.gif")) == 5
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    plugin.save_checkpoint({"step": 1}, path)
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        plugin.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_best_and_last_have_fixed_names_in_the_runs_directory(tmp_path):
+    callback, last = run_checkpoints(tmp_path)
+    assert last.path == tmp_path / "checkpoints" / "last.ckpt"
+    assert callback.dirpath == str(tmp_path / "checkpoints")
+    assert callback.format_checkpoint_name({}) == str(tmp_path / "checkpoints" / "best.ckpt")
+    assert callback.monitor == "val/mse"
+    assert callback.mode == "min"
+
+
+def test_the_record_says_what_ran(tmp_path):
+    class Trainer:
+        is_global_zero = True
+
+    RunRecord(tmp_path / "run", "a: 1\n").on_train_start(Trainer(), None)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "run" / "environment.json").read_text()) == environment()
+    assert environment()["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_only_the_first_process_writes_the_record(tmp_path):
+    class Trainer:
+        is_global_zero = False
+
+    RunRecord(tmp_path / "run", "a: 1\n").on_train_start(Trainer(), None)
+    assert not (tmp_path / "run").exists()

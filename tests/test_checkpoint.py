@@ -1,0 +1,95 @@
+import pickle
+
+import pytest
+import torch
+
+from convlstm import VideoPredictor
+from convlstm.checkpoint import read_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = VideoPredictor(patch_size=2, hidden_sizes=[4])
+    content = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "pytorch-lightning_version": "2.6.6",
+    }
+    path = tmp_path / "whole.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def test_a_whole_checkpoint_is_read(checkpoint):
+    assert "network.head.weight" in read_checkpoint(checkpoint)["state_dict"]
+    model = VideoPredictor.load_from_checkpoint(checkpoint)
+    assert model.hparams["hidden_sizes"] == [4]
+
+
+def write_folder(path, whole):
+    path.mkdir()
+
+
+def write_text(path, whole):
+    path.write_text("no checkpoint")
+
+
+def write_truncated(path, whole):
+    path.write_bytes(whole.read_bytes()[:-500])
+
+
+def write_damaged(path, whole):
+    content = bytearray(whole.read_bytes())
+    start = content.index(b"data.pkl") + 20
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+
+
+def write_another_model(path, whole):
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, path)
+
+
+def write_bare_tensor(path, whole):
+    torch.save(torch.zeros(3), path)
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint ran",))
+
+
+def write_code(path, whole):
+    torch.save({"state_dict": Trap(), "hyper_parameters": {"hidden_sizes": [1]}}, path)
+
+
+def write_pickle(path, whole):
+    path.write_bytes(pickle.dumps({"state_dict": {}}))
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (write_folder, "is a folder"),
+        (write_text, "no checkpoint, or a truncated one"),
+        (write_truncated, "no checkpoint, or a truncated one"),
+        (write_pickle, "no checkpoint, or a truncated one"),
+        (write_damaged, "cannot be read as a checkpoint"),
+        (write_another_model, "not a checkpoint of a VideoPredictor"),
+        (write_bare_tensor, "not a checkpoint of a VideoPredictor"),
+        (write_code, "cannot be read as a checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path, checkpoint, write, named, capsys):
+    path = tmp_path / "bad.ckpt"
+    write(path, checkpoint)
+    for read in (read_checkpoint, VideoPredictor.load_from_checkpoint):
+        with pytest.raises(ValueError, match=named) as caught:
+            read(path)
+        assert "bad.ckpt" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        VideoPredictor.load_from_checkpoint(tmp_path / "none.ckpt")

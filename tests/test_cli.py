@@ -1,0 +1,262 @@
+"""The command in this process; `test_main_job.py` runs it as a user does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import convlstm.cli
+from convlstm.cli import VERBS, main, one_line
+
+CONFIG = {
+    "model": {"patch_size": 4, "hidden_sizes": [2]},
+    "data": {
+        "class_path": "MovingMNISTDataModule",
+        "init_args": {
+            "digits": "builtin",
+            "frame_size": 32,
+            "context_length": 2,
+            "target_length": 3,
+            "val_size": 3,
+            "test_size": 5,
+            "batch_size": 2,
+        },
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "val_check_interval": 1,
+        "check_val_every_n_epoch": None,
+        "enable_progress_bar": False,
+    },
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
+    return "small.yaml"
+
+
+def files(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def fails(capsys, status, *words):
+    """Runs the command and returns the one line that it wrote to standard error."""
+    capsys.readouterr()
+    try:
+        got = main(list(words))
+    except SystemExit as error:
+        got = error.code
+    lines = [ln for ln in capsys.readouterr().err.splitlines() if not ln.startswith("Seed set")]
+    assert got == status, lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
+    assert main(["fit", "-c", config]) == 0
+    run = tmp_path / "runs" / "small"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (run / "logs").is_dir()
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2  # the last one, even where an earlier one is the best
+    assert written["run_dir"] == "runs/small"
+    assert written["model"]["context_length"] == 2  # from the data
+
+    saved = ["--save_forecasts", "pictures", "--num_forecasts", "2"]
+    assert main(["test", "-c", "runs/small/config.yaml", *saved]) == 0
+    assert "MSE" in capsys.readouterr().out
+    assert {p.name for p in (run / "test").iterdir()} == {"metrics.json", "lead_time.png"}
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
+    assert main(["validate", "-c", config, "--ckpt_path", "last"]) == 0
+
+    np.save("clip.npy", np.zeros((6, 1, 32, 32), dtype=np.uint8))
+    best = ["--ckpt_path", "runs/small/checkpoints/best.ckpt"]
+    assert main(["predict", "clip.npy", *best, "--steps", "7", "--out", "out"]) == 0
+    assert np.load("out/clip.npy").shape == (7, 1, 32, 32)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"clip.gif", "clip.npy", "clip.png"}
+    expected = {"small.yaml", "runs", "pictures", "clip.npy", "out"}
+    assert {p.name for p in tmp_path.iterdir()} == expected
+
+    # What is there is not written over.
+    line = fails(capsys, 1, "fit", "-c", config)
+    assert "runs/small already holds a run" in line
+    assert main(["fit", "-c", config, "--ckpt_path", "last", "--trainer.max_steps", "2"]) == 0
+    # The recorded configuration repeats the run to the same weights.
+    assert main(["fit", "-c", "runs/small/config.yaml", "--run_dir", "again"]) == 0
+    first, second = (
+        torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("runs/small", "again")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_predict_goes_on_after_a_bad_file_and_says_so(config, tmp_path, capsys):
+    main(["fit", "-c", config])
+    capsys.readouterr()
+    good = np.random.default_rng(0).random((4, 32, 32)).astype(np.float32)
+    np.save("good.npy", good)
+    np.save("nan.npy", np.full_like(good, np.nan))
+    np.save("short.npy", good[:1])
+    np.save("colour.npy", np.zeros((4, 3, 32, 32), dtype=np.uint8))
+    (tmp_path / "text.gif").write_text("no GIF")
+    bad = ["nan.npy", "short.npy", "colour.npy", "text.gif", "none.gif"]
+    status = main(["predict", *bad, "good.npy", "--ckpt_path", "runs/small/checkpoints/best.ckpt"])
+    output = capsys.readouterr()
+    lines = [ln for ln in output.err.splitlines() if not ln.startswith("Seed set")]
+    assert status == 1
+    assert len(lines) == 6  # the last one is the progress bar
+    for line, name, word in zip(
+        lines[:5], bad, ["NaN", "1 frames", "3 channels", "GIF", "none.gif"], strict=True
+    ):
+        assert name in line
+        assert word in line
+    assert output.out.splitlines()[-1].endswith("good.gif")
+    names = {p.name for p in (tmp_path / "forecasts").iterdir()}
+    assert names == {"good.gif", "good.npy", "good.png"}
+    model = convlstm.VideoPredictor.load_from_checkpoint("runs/small/checkpoints/best.ckpt")
+    context = torch.from_numpy(good[-2:, None])  # the last frames, as many as in training
+    np.testing.assert_allclose(
+        np.load("forecasts/good.npy"), model.forecast(context, 10).numpy(), atol=1e-6
+    )
+
+
+def test_predict_refuses_two_clips_of_one_name(config, capsys):
+    words = ["predict", "a/clip.gif", "b/clip.gif", "--ckpt_path", "x.ckpt"]
+    assert "both be written as forecasts/clip.gif" in fails(capsys, 1, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "named"),
+    [
+        (["fti"], 2, "did you mean 'fit'"),
+        (["frobnicate"], 2, "one of demo, fit"),
+        (["fit"], 2, "give a configuration file"),
+        (["fit", "-c", "none.yaml"], 2, "none.yaml"),
+        (["fit", "-c", "small.yaml", "--model.hidden_size", "4"], 2, "--model.hidden_size"),
+        (["fit", "-c", "small.yaml", "--trainer.max_steps", "many"], 2, "many"),
+        (["fit", "-c", "small.yaml", "--data.digits", "letters"], 2, "letters"),
+        (["fit", "-c", "wrong.yaml"], 2, "hidden"),
+        (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),
+        (["fit", "-c", "small.yaml", "--data.frame_size", "20"], 1, "frame_size is 20"),
+        (["fit", "-c", "small.yaml", "--model.hidden_sizes", "[]"], 1, "hidden_sizes"),
+        (["fit", "-c", "small.yaml", "--trainer.max_steps", "-1"], 1, "trainer.max_steps"),
+        (["fit", "-c", "small.yaml", "--run_dir", "small.yaml/run"], 1, "small.yaml"),
+        (["fit", "-c", "small.yaml", "--data.batch_size", "20000"], 1, "20000"),
+        (["fit", "-c", "small.yaml", "--ckpt_path", "last"], 1, "no checkpoint at runs/small"),
+        (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
+        (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
+        (["predict"], 2, "files"),
+        (["predict", "a.gif", "--ckpt_path", "x", "--steps", "0"], 2, "--steps must be >= 1"),
+        (["predict", "a.gif", "--ckpt_path", "x", "--context", "0"], 2, "--context must be >= 1"),
+        (["predict", "a.gif", "--ckpt_path", "none.ckpt"], 1, "no checkpoint at none.ckpt"),
+        (["predict", "a.gif", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a truncated"),
+        (["demo", "--out", "small.yaml"], 1, "small.yaml"),
+        (["demo", "extra"], 2, "extra"),
+    ],
+)
+def test_a_users_mistake_is_one_line_with_the_right_status(
+    config, tmp_path, capsys, words, status, named
+):
+    with open("wrong.yaml", "w") as file:  # noqa: PTH123
+        yaml.safe_dump({**CONFIG, "model": {"hidden": 3}}, file)
+    with open("broken.yaml", "w") as file:  # noqa: PTH123
+        file.write("model: [1, 2")
+    before = files(tmp_path)
+    assert named in fails(capsys, status, *words)
+    # Lightning opens its log before it looks at optimizer and loaders.
+    left = {p for p in files(tmp_path) - before if "logs" not in p.parts}
+    assert not left
+
+
+def test_digits_that_are_nowhere_end_in_one_line(config, capsys, monkeypatch):
+    from urllib.error import URLError
+
+    def refuse(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    line = fails(capsys, 1, "fit", "-c", config, "--data.digits", "mnist", "--data.root", "nowhere")
+    assert "nowhere" in line
+    assert "builtin" in line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["predict", "--help"], ["demo", "--help"]])
+def test_help_goes_to_standard_output(words, capsys):
+    try:
+        status = main(words)
+    except SystemExit as error:
+        status = error.code
+    output = capsys.readouterr()
+    assert status == 0
+    assert "usage: convlstm" in output.out
+    assert output.err == ""
+
+
+def test_help_names_every_verb():
+    for verb in VERBS:
+        assert f"\n  {verb} " in convlstm.cli.HELP
+
+
+def test_fit_help_has_the_options_with_their_meaning(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "convlstm fit -c configs/moving_mnist.yaml" in text
+    assert "--run_dir" in text
+    assert "--model.hidden_sizes" in text
+    assert "Hidden channels of each stage" in text  # from the class's docstring
+
+
+def test_version_without_arguments_and_as_a_module(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"convlstm {convlstm.__version__}\n"
+    assert main([]) == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "convlstm", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"convlstm {convlstm.__version__}\n"
+
+
+def test_ctrl_c_ends_with_its_own_status(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "demo", interrupted)
+    assert fails(capsys, 130, "demo") == "convlstm demo: interrupted"
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_mistake(monkeypatch):
+    def broken(args):
+        raise KeyError("bug")
+
+    monkeypatch.setitem(VERBS, "demo", broken)
+    with pytest.raises(KeyError):
+        main(["demo"])
+
+
+def test_the_traceback_is_there_for_who_asks(monkeypatch):
+    def broken(args):
+        raise ValueError("where?")
+
+    monkeypatch.setitem(VERBS, "demo", broken)
+    monkeypatch.setenv("CONVLSTM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="where"):
+        main(["demo"])
+
+
+def test_an_error_of_the_system_names_the_file():
+    assert one_line(OSError(28, "No space left on device", "a.gif")) == (
+        "a.gif: No space left on device"
+    )
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(ValueError()) == "ValueError"

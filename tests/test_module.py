@@ -1,0 +1,246 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from convlstm import EncoderForecaster, VideoPredictor
+
+pytestmark = [
+    # Lightning 2.6.6 asks an isinstance question that torch 2.14 is about to forget.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*`training_step` but have no"),
+]
+
+
+def build(**options):
+    return VideoPredictor(**{"patch_size": 2, "hidden_sizes": [4], **options})
+
+
+def clips(n=4, steps=3, dtype=torch.uint8, size=8):
+    context = torch.randint(0, 256, (n, 4, 1, size, size), dtype=torch.uint8)
+    target = torch.randint(0, 256, (n, steps, 1, size, size), dtype=torch.uint8)
+    return [
+        {"context": c.to(dtype), "target": t.to(dtype), "index": torch.tensor(i)}
+        for i, (c, t) in enumerate(zip(context, target, strict=True))
+    ]
+
+
+def trainer(tmp_path, **options):
+    return pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_a_forecast_needs_only_a_clip_and_gives_frames_in_zero_to_one(forecaster, loss):
+    model = build(forecaster=forecaster, loss=loss)
+    with torch.no_grad():
+        model.network.head.bias.fill_(0.9)  # so that a linear output leaves [0, 1]
+        model.network.head.weight.mul_(30)
+    clip = torch.rand(5, 1, 9, 7)
+    frames = model.forecast(clip, steps=12)
+    assert frames.shape == (12, 1, 9, 7)
+    assert frames.dtype == torch.float32
+    assert frames.min() >= 0
+    assert frames.max() <= 1
+    assert not frames.requires_grad
+    raw = model(clip[None], 12)[0]
+    assert loss == "cross_entropy" or raw.max() > 1
+    torch.testing.assert_close(frames, raw.detach().clamp(0, 1))
+
+
+def test_integers_floats_and_batches_are_the_same_clip():
+    model = build()
+    eight = torch.randint(0, 256, (2, 4, 1, 8, 8), dtype=torch.uint8)
+    expected = model.forecast(eight.float() / 255, 3)
+    sixteen = (eight.to(torch.int32) * 257).to(torch.uint16)
+    for clip in (eight, sixteen, eight.double() / 255):
+        torch.testing.assert_close(model.forecast(clip, 3), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.forecast(eight[1], 3), expected[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forecast_leaves_every_modules_mode_as_it_was(training):
+    model = build().train(training)
+    model.network.head.eval()  # as one who freezes a part would have it
+    before = [module.training for module in model.modules()]
+    seen = []
+    model.network.register_forward_hook(lambda module, *_: seen.append(module.training))
+    model.forecast(torch.rand(4, 1, 8, 8), 2)
+    assert seen == [False]
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("clip", "named"),
+    [
+        (torch.rand(4, 3, 8, 8), r"\(T, 1, H, W\).*\(4, 3, 8, 8\)"),
+        (torch.rand(1, 8, 8), r"got shape \(1, 8, 8\)"),
+        (torch.rand(0, 1, 8, 8), "T >= 1"),
+        (torch.full((4, 1, 8, 8), torch.nan), "NaN"),
+        (torch.rand(4, 1, 8, 8) * 255, "from .* to 25"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.int64), "got torch.int64"),
+    ],
+)
+def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
+    with pytest.raises(ValueError, match=named):
+        build().forecast(clip, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"loss": "huber"}, "loss .* 'huber'"),
+        ({"optimizer": "sgd"}, "optimizer .* 'sgd'"),
+        ({"schedule": "cosine"}, "schedule .* 'cosine'"),
+        ({"learning_rate": 0.0}, "learning_rate .* 0.0"),
+        ({"weight_decay": 0.1}, "adamw.* 0.1"),
+        ({"warmup": 1.0}, "warmup .* 1.0"),
+        ({"context_length": 0}, "context_length .* 0"),
+        ({"scheduled_sampling_steps": 5}, "autoregressive.* 5"),
+        ({"hidden_sizes": []}, "hidden_sizes"),
+    ],
+)
+def test_bad_arguments_name_value_and_expectation(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        VideoPredictor(**arguments)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "mse+mae", "cross_entropy"])
+@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
+def test_training_learns_one_batch_by_heart(tmp_path, loss, forecaster):
+    data = [{**clip, "target": clip["context"][-1:].repeat(3, 1, 1, 1)} for clip in clips(2)]
+    model = build(
+        loss=loss,
+        forecaster=forecaster,
+        learning_rate=0.02,
+        scheduled_sampling_steps=20 if forecaster == "autoregressive" else 0,
+        hidden_sizes=[16],
+    )
+    losses = []
+    step = model.training_step
+    model.training_step = lambda *a: losses.append(step(*a)) or losses[-1]
+    trainer(tmp_path, max_steps=40).fit(model, DataLoader(data, batch_size=2))
+    # Random pixels have a variance of 1/12 and a mean distance of 1/4 from their mean, and a
+    # cross-entropy of at least 0.5 on average: learning shows against the first step.
+    entropy = torch.stack([c["target"] / 255 for c in data])
+    least = torch.nn.functional.binary_cross_entropy(entropy, entropy).item()
+    floor = least if loss == "cross_entropy" else 0.0
+    first, last = losses[0].item() - floor, losses[-1].item() - floor
+    assert last < 0.5 * first
+
+
+def test_onecycle_moves_at_every_step_and_ends_with_max_steps(tmp_path):
+    model = build(learning_rate=0.01, warmup=0.3)
+    rates = []
+    step = model.training_step
+
+    def recorded(*args):
+        rates.append(model.optimizers().param_groups[0]["lr"])
+        return step(*args)
+
+    model.training_step = recorded
+    trainer(tmp_path, max_steps=10).fit(model, DataLoader(clips(4), batch_size=2))
+    assert len(rates) == 10
+    assert len(set(rates)) == 10
+    assert max(rates) == pytest.approx(0.01)
+    assert rates.index(max(rates)) == 2  # 0.3 of 10 steps, counted from 0
+    assert rates[-1] < 1e-5
+
+
+def test_onecycle_without_an_end_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        trainer(tmp_path, max_epochs=1).fit(build(), DataLoader(clips(2)))
+
+
+def test_a_constant_rate_needs_no_end(tmp_path):
+    model = build(schedule="constant", optimizer="adamw", weight_decay=0.1)
+    trainer(tmp_path, max_epochs=1).fit(model, DataLoader(clips(2)))
+    (optimizer,) = model.trainer.optimizers
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_teacher_forcing_falls_from_one_to_zero_over_the_given_steps(tmp_path):
+    model = build(forecaster="autoregressive", scheduled_sampling_steps=4, schedule="constant")
+    seen = []
+    step = model.training_step
+    model.training_step = lambda *a: seen.append(model.teacher_forcing) or step(*a)
+    trainer(tmp_path, max_steps=6).fit(model, DataLoader(clips(2)))
+    assert seen == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert build(forecaster="autoregressive").teacher_forcing == 0
+
+
+def test_validation_and_test_metrics_are_those_of_all_clips_together(tmp_path):
+    model = build()
+    data = clips(5)
+    run = trainer(tmp_path)
+    loader = DataLoader(data, batch_size=2)
+    (validated,) = run.validate(model, loader, verbose=False)
+    (tested,) = run.test(model, loader, verbose=False)
+    context = torch.stack([c["context"] for c in data]) / 255
+    target = torch.stack([c["target"] for c in data]) / 255
+    with torch.no_grad():
+        error = (model(context, 3) - target).square().sum((2, 3, 4))
+    still = (context[:, -1:] - target).square().sum((2, 3, 4))
+    assert validated["val/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert tested["test/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert tested["test/last_frame_mse"] == pytest.approx(still.mean().item(), rel=1e-5)
+    by_lead_time = model.test_metrics.summary()["mse_by_lead_time"].float()
+    torch.testing.assert_close(by_lead_time, error.mean(0), rtol=1e-5, atol=0)
+    # A second validation starts anew.
+    (again,) = run.validate(model, loader, verbose=False)
+    assert again == validated
+
+
+def test_sixteen_bit_batches_train(tmp_path):
+    data = clips(2, dtype=torch.uint16)
+    trainer(tmp_path, max_steps=1).fit(build(), DataLoader(data))
+
+
+def test_hyperparameters_are_plain_values(tmp_path):
+    for value in dict(build().hparams).values():
+        assert isinstance(value, int | float | str | list | None)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_forecasts_the_same_in_a_fresh_process(tmp_path):
+    model = build(hidden_sizes=[4, 5], downsample=[1, 2], peephole="channel")
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(model, DataLoader(clips(4)))
+    path, clip = tmp_path / "model.ckpt", torch.rand(4, 1, 8, 8)
+    run.save_checkpoint(path)
+    np.save(tmp_path / "clip.npy", clip.numpy())
+    code = (
+        "import sys, numpy, torch\n"
+        "from convlstm import VideoPredictor\n"
+        "clip = torch.from_numpy(numpy.load('clip.npy'))\n"
+        "forecast = VideoPredictor.load_from_checkpoint('model.ckpt').forecast(clip, steps=20)\n"
+        "numpy.save('forecast.npy', forecast.numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    again = torch.from_numpy(np.load(tmp_path / "forecast.npy"))
+    torch.testing.assert_close(again, model.forecast(clip, 20), rtol=0, atol=1e-6)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["hyper_parameters"]["hidden_sizes"] == [4, 5]
+
+
+def test_the_network_is_what_the_options_say():
+    model = VideoPredictor(hidden_sizes=[3, 4], kernel_size=5, peephole="channel")
+    network = EncoderForecaster(hidden_sizes=[3, 4], kernel_size=5, peephole="channel")
+    shapes = {n: p.shape for n, p in network.named_parameters()}
+    assert {n: p.shape for n, p in model.network.named_parameters()} == shapes
