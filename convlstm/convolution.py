@@ -22,9 +22,22 @@ def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     height, width = weight.shape[-2:]
     if height % 2 and width % 2:
         return F.conv2d(x, weight, bias, padding=(height // 2, width // 2))
+    return F.conv2d(_pad(x, height, width), weight, bias)
+
+
+def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `same_conv2d` with respect to x, of which only shape and layout count."""
+    height, width = weight.shape[-2:]
+    d_x = _backward(grad, x, weight, 0)
+    if height % 2 and width % 2:
+        return d_x
     left, top = (width - 1) // 2, (height - 1) // 2
-    x = F.pad(x, (left, width // 2, top, height // 2))
-    return F.conv2d(x, weight, bias)
+    return d_x[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+
+
+def same_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `same_conv2d` with respect to the weight, of which only the shape counts."""
+    return _backward(grad, x, weight, 1)
 
 
 def kernel_shape(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
@@ -43,3 +56,28 @@ def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
     """A convolution weight drawn uniformly from ±1/√fan_in, as PyTorch's own layers start."""
     bound = (shape[1] * shape[2] * shape[3]) ** -0.5
     return torch.empty(shape).uniform_(-bound, bound)
+
+
+def _pad(x: Tensor, height: int, width: int) -> Tensor:
+    """Zero padding for an even kernel."""
+    return F.pad(x, ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2))
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: int) -> Tensor:
+    """One of the two gradients; that of x is the padded frame's for an even kernel."""
+    height, width = weight.shape[-2:]
+    odd = height % 2 == 1 and width % 2 == 1
+    gradients = torch.ops.aten.convolution_backward(
+        grad,
+        x if odd else _pad(x, height, width),
+        weight,
+        bias_sizes=None,
+        stride=[1, 1],
+        padding=[height // 2, width // 2] if odd else [0, 0],
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=[wanted == 0, wanted == 1, False],
+    )
+    return gradients[wanted]

@@ -103,6 +103,7 @@ class EncoderForecaster(nn.Module):
                 kernels[stage],
                 hidden_kernel_size=hidden_kernels[stage],
                 peephole=peephole,
+                batch_first=False,
                 frame_size=_map_size(frame_size, self.multiple, strides[stage]),
             )
 
@@ -159,20 +160,23 @@ class EncoderForecaster(nn.Module):
         states = self._encode(patches)
         if self.autoregressive:
             hints = self._patches(truth) if truth is not None and teacher_forcing > 0 else None
-            raw = self._feed_back(patches[:, -1:], states, steps, hints, teacher_forcing)
+            raw = self._feed_back(patches[-1:], states, steps, hints, teacher_forcing)
         else:
-            raw = self._unroll(states, steps, patches)
-        raw = from_patches(raw, self.patch_size)[..., :height, :width]
+            raw = self._unroll(states, steps, patches.shape[3:])
+        raw = from_patches(raw.transpose(0, 1), self.patch_size)[..., :height, :width]
         return raw if logits else self._activate(raw)
 
     def _patches(self, frames: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, T, p·p·C, H/p, W/p), padded to what the stages divide."""
+        """(B, T, C, H, W) → (T, B, p·p·C, H/p, W/p), padded to what the stages divide.
+
+        From here on to the head, time comes first.
+        """
         bottom, right = (-size % self.multiple for size in frames.shape[3:])
         if bottom or right:
             b, t = frames.shape[:2]
             padded = F.pad(frames.flatten(0, 1), (0, right, 0, bottom), mode="replicate")
             frames = padded.unflatten(0, (b, t))
-        return to_patches(frames, self.patch_size)
+        return to_patches(frames, self.patch_size).transpose(0, 1)
 
     def _encode(self, x: Tensor) -> list[State]:
         states = []
@@ -181,17 +185,17 @@ class EncoderForecaster(nn.Module):
             states.append(state)
         return states
 
-    def _unroll(self, states: list[State], steps: int, patches: Tensor) -> Tensor:
+    def _unroll(self, states: list[State], steps: int, size: torch.Size) -> Tensor:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""
         h = states[-1][0]  # (1, B, H, h, w)
-        x = h.new_empty(h.shape[1], steps, 0, *h.shape[3:])
+        x = h.new_empty(steps, h.shape[1], 0, *h.shape[3:])
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):
             x, _ = self.forecaster[stage](x, states[stage])
             hidden.insert(0, x)
             if stage > 0:
                 x = _over_time(self.forecaster_up[stage - 1], x)
-        return self._read_out(hidden, patches.shape[3:])
+        return self._read_out(hidden, size)
 
     def _feed_back(
         self,
@@ -201,15 +205,15 @@ class EncoderForecaster(nn.Module):
         truth: Tensor | None,
         teacher_forcing: float,
     ) -> Tensor:
-        """The autoregressive forecaster: x is the last frame known, (B, 1, p·p·C, h, w)."""
+        """The autoregressive forecaster: x is the last frame known, (1, B, p·p·C, h, w)."""
         size = x.shape[3:]
         raw: list[Tensor] = []
         for step in range(steps):
             if step > 0:
                 x = self._activate(raw[-1])
                 if truth is not None:
-                    forced = torch.rand(x.shape[0], device=x.device) < teacher_forcing
-                    x = torch.where(forced.view(-1, 1, 1, 1, 1), truth[:, step - 1 : step], x)
+                    forced = torch.rand(x.shape[1], device=x.device) < teacher_forcing
+                    x = torch.where(forced.view(-1, 1, 1, 1), truth[step - 1 : step], x)
             hidden = []
             for stage, (down, recurrence) in enumerate(
                 zip(self.forecaster_down, self.forecaster, strict=True)
@@ -217,11 +221,12 @@ class EncoderForecaster(nn.Module):
                 x, states[stage] = recurrence(_over_time(down, x), states[stage])
                 hidden.append(x)
             raw.append(self._read_out(hidden, size))
-        return torch.cat(raw, dim=1)
+        return torch.cat(raw)
 
     def _read_out(self, hidden: list[Tensor], size: torch.Size) -> Tensor:
         """1×1 convolution over the hidden states of all stages, at the patches' resolution."""
-        return _over_time(self.head, torch.cat([_resize(h, size) for h in hidden], dim=2))
+        maps = [_resize(h.flatten(0, 1), size) for h in hidden]
+        return self.head(torch.cat(maps, dim=1)).unflatten(0, hidden[0].shape[:2])
 
     def _activate(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(raw) if self.output == "sigmoid" else raw
@@ -267,15 +272,14 @@ def _up(channels: int, factor: int) -> nn.Module:
 
 
 def _over_time(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies a module of single maps to (B, T, C, h, w)."""
+    """Applies a module of single maps to (T, B, C, h, w)."""
     if isinstance(module, nn.Identity):
         return x
     return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def _resize(x: Tensor, size: torch.Size) -> Tensor:
-    """(B, T, C, h, w) at another resolution, bilinear."""
-    if x.shape[3:] == size:
-        return x
-    flat = F.interpolate(x.flatten(0, 1), size=tuple(size), mode="bilinear", align_corners=False)
-    return flat.unflatten(0, x.shape[:2])
+def _resize(maps: Tensor, size: torch.Size) -> Tensor:
+    """(N, C, h, w) at another resolution, bilinear."""
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

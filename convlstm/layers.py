@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm.cells import Peephole, lstm_parameters
-from convlstm.convolution import same_conv2d
 from convlstm.sequence import lstm_sequence
 
 State = tuple[Tensor, Tensor]
@@ -155,14 +154,9 @@ class ConvLSTM(nn.Module):
             mask = F.dropout(ones, self.recurrent_dropout)
         if direction == 1:
             x = x.flip(0)
-        if weight_ih is not None:
-            # The input convolution of all steps in one call, over T·B frames.
-            input_gates = same_conv2d(x.flatten(0, 1), weight_ih, bias).unflatten(0, x.shape[:2])
-        else:
-            shape = (*x.shape[:2], 4 * self.hidden_size, *x.shape[3:])
-            input_gates = x.new_zeros(()) if bias is None else bias.view(-1, 1, 1)
-            input_gates = input_gates.expand(shape)
-        output, state = lstm_sequence(input_gates, weight_hh, state, peephole=peephole, mask=mask)
+        output, state = lstm_sequence(
+            x, weight_ih, weight_hh, bias, state, peephole=peephole, mask=mask
+        )
         return (output.flip(0) if direction == 1 else output), state
 
     def _check(self, x: Tensor, state: State | None) -> None:

@@ -77,13 +77,13 @@ def test_the_forecaster_starts_from_the_encoders_states_stage_by_stage():
     """The same unconditional forecast, written out layer by layer."""
     network = EncoderForecaster(hidden_sizes=[3, 4], patch_size=4).double()
     frames = torch.rand(2, 5, 1, 16, 16, dtype=torch.float64)
-    x = torch.pixel_unshuffle(frames, 4)
+    x = torch.pixel_unshuffle(frames, 4).transpose(0, 1)
     low, low_state = network.encoder[0](x)
     _, top_state = network.encoder[1](low)
-    top, _ = network.forecaster[1](torch.empty(2, 3, 0, 4, 4, dtype=torch.float64), top_state)
+    top, _ = network.forecaster[1](torch.empty(3, 2, 0, 4, 4, dtype=torch.float64), top_state)
     low, _ = network.forecaster[0](top, low_state)
     both = torch.cat([low, top], dim=2)
-    expected = torch.stack([network.head(both[:, t]) for t in range(3)], dim=1)
+    expected = torch.stack([network.head(both[t]) for t in range(3)], dim=1)
     torch.testing.assert_close(network(frames, 3), torch.pixel_shuffle(expected, 4))
 
 
