@@ -72,7 +72,13 @@ def run(verb: str, args: Sequence[str]) -> int:
                 parser_class=TrainParser,
                 parser_kwargs={
                     "prog": "convlstm",
-                    **{name: {"description": text} for name, text in DESCRIPTIONS.items()},
+                    **{
+                        name: {
+                            "description": text,
+                            "usage": f"convlstm {name} -c FILE.yaml [--KEY VALUE ...]",
+                        }
+                        for name, text in DESCRIPTIONS.items()
+                    },
                 },
                 load_from_checkpoint_support=False,
                 auto_configure_optimizers=False,

@@ -1,0 +1,141 @@
+"""What the README promises, as a user does it: in fresh processes."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import yaml
+
+from convlstm.cli import demo
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# A run's end to end check needs no good model.
+QUICK = [
+    *("--data.digits", "builtin", "--data.test_size", "6", "--data.val_size", "2"),
+    *("--data.batch_size", "2", "--model.hidden_sizes", "[2, 2]", "--trainer.max_steps", "2"),
+    *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
+]
+pytestmark = pytest.mark.slow
+
+
+def convlstm(*words, cwd, check=True):
+    return subprocess.run(
+        [sys.executable, "-m", "convlstm", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=check,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_tests_and_predicts_in_fresh_processes(config, tmp_path):
+    convlstm("fit", "-c", str(config), *QUICK, cwd=tmp_path)
+    run = Path(yaml.safe_load(config.read_text())["run_dir"])
+    tested = convlstm("test", "-c", f"{run}/config.yaml", "--save_forecasts", "out", cwd=tmp_path)
+    assert "repeating the last frame" in tested.stdout
+    metrics = json.loads((tmp_path / run / "test" / "metrics.json").read_text())
+    steps = len(metrics["model"]["mse_by_lead_time"])
+    assert len(list((tmp_path / "out").glob("*.gif"))) == 6
+    best = f"{run}/checkpoints/best.ckpt"
+    done = convlstm("predict", "out/00000.gif", "--ckpt_path", best, cwd=tmp_path, check=False)
+    assert done.returncode == 1  # a picture of a forecast has three channels
+    assert "3 channels" in done.stderr
+    clip = iio.imread(tmp_path / "out" / "00000.gif")[..., 0]
+    np.save(tmp_path / "clip.npy", clip)
+    convlstm("predict", "clip.npy", "--ckpt_path", best, "--steps", "4", cwd=tmp_path)
+    assert np.load(tmp_path / "forecasts" / "clip.npy").shape == (4, 1, *clip.shape[1:])
+    assert steps >= 1
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_of_a_config_has_a_comment(config):
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if re.match(r"\s*\w+:", line) and not line.strip().startswith(("class_path", "init_args")):
+            assert "#" in line, line
+
+
+def test_the_readmes_commands_run(tmp_path):
+    """All but the set-up; shortened by options that come last and so win."""
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("convlstm ")
+    ]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    iio.imwrite(tmp_path / "clip.gif", rng.integers(0, 256, (12, 64, 64), dtype=np.uint8))
+    verbs = []
+    for verb, *words in commands:
+        extra = {"fit": QUICK, "test": ["--data.test_size", "3"]}.get(verb, [])
+        convlstm(verb, *words, *extra, cwd=tmp_path)
+        verbs.append(verb)
+    assert verbs == ["fit", "test", "fit", "predict"]
+    assert len(list((tmp_path / "forecasts" / "moving_mnist").iterdir())) == 6
+    assert len(iio.imread(tmp_path / "forecasts" / "clip.gif")) == 30
+
+    for code in blocks("python"):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert len(iio.imread(tmp_path / "forecast.gif")) == 30
+
+
+def test_the_readmes_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in target or (ROOT / target).exists(), target
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), flags=re.MULTILINE)
+    helped = subprocess.run(
+        ["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True
+    ).stdout
+    for target in targets:
+        assert f"make {target} " in helped
+
+
+def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkeypatch, capfd):
+    """The demo's path with few steps; `make demo` itself is what shows that it learns."""
+    monkeypatch.chdir(tmp_path)
+    short = {**demo.OPTIONS, "data.val_size": 2, "data.test_size": 4, "data.batch_size": 2}
+    short.update({"trainer.max_steps": 4, "trainer.val_check_interval": 2})
+    monkeypatch.setattr(demo, "OPTIONS", short)
+    monkeypatch.setattr(demo, "STEPS", 4)
+
+    first = [word for key, value in short.items() for word in (f"--{key}", str(value))]
+    first += ["--run_dir", "demo", "--trainer.limit_val_batches", "1"]
+    code = (  # stopped in the middle, as by Ctrl-C after a validation
+        "import sys, pytorch_lightning as pl\n"
+        "from convlstm.callbacks.run import LastCheckpoint\n"
+        "save = LastCheckpoint.on_validation_end\n"
+        "def stop(self, trainer, module):\n"
+        "    save(self, trainer, module)\n"
+        "    if not trainer.sanity_checking: sys.exit(3)\n"
+        "LastCheckpoint.on_validation_end = stop\n"
+        "from convlstm.cli import main\n"
+        "main(['fit', *sys.argv[1:]])\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code, *first], check=False)
+    assert stopped.returncode == 3
+    assert demo.run([]) == 0
+    printed = capfd.readouterr().out
+    assert "repeating the last frame" in printed
+    for name in re.findall(r"  (demo/\S+)", printed):
+        assert (tmp_path / name).exists(), name
+    assert len(list((tmp_path / "demo" / "forecasts").glob("*.gif"))) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"demo"}
+    # A finished demo is shown again without training.
+    trained = (tmp_path / "demo" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert demo.run([]) == 0
+    assert (tmp_path / "demo" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == trained

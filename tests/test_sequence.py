@@ -1,0 +1,138 @@
+"""The sequence operation against the readable cell; `test_layers.py` has more of it."""
+
+import pytest
+import torch
+
+from convlstm import ConvLSTMCell
+from convlstm.sequence import lstm_sequence
+
+
+def build(dtype=torch.float64, peephole="channel", steps=5, kernel=3):
+    cell = ConvLSTMCell(2, 3, kernel, peephole=peephole, frame_size=(4, 6)).to(dtype)
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(steps, 2, 2, 4, 6, dtype=dtype, requires_grad=True)
+    state = tuple(torch.randn(2, 3, 4, 6, dtype=dtype, requires_grad=True) for _ in "hc")
+    return cell, x, state
+
+
+def whole(cell, x, state=None, mask=None):
+    weights = cell.weight_ih, cell.weight_hh, cell.bias
+    return lstm_sequence(x, *weights, state, peephole=cell.peephole, mask=mask)
+
+
+def step_by_step(cell, x, state=None, mask=None):
+    outputs = []
+    for frame in x:
+        if state is not None and mask is not None:
+            state = (state[0] * mask, state[1])
+        state = cell(frame, state)
+        outputs.append(state[0])
+    return torch.stack(outputs), state
+
+
+def gradients(run, cell, x, state, mask=None):
+    outputs, (h, c) = run(cell, x, state, mask)
+    weight = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view(outputs.shape)
+    loss = (outputs * weight).sum() + h.square().sum() + c.sin().sum()
+    wanted = [x, *cell.parameters(), *(state or ())]
+    return [outputs, h, c, *torch.autograd.grad(loss, wanted)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("peephole", ["none", "channel", "full"])
+@pytest.mark.parametrize("kernel", [3, (2, 5)])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_states_and_gradients_equal_the_cells(
+    dtype, tolerance, peephole, kernel, with_state, masked
+):
+    cell, x, state = build(dtype, peephole, kernel=kernel)
+    mask = torch.tensor([0.0, 2.0, 1.0], dtype=dtype).view(1, 3, 1, 1) if masked else None
+    state = state if with_state else None
+    mine = gradients(whole, cell, x, state, mask)
+    theirs = gradients(step_by_step, cell, x, state, mask)
+    for a, b in zip(mine, theirs, strict=True):
+        # relative to the largest value: sums over pixels and steps round in another order
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("part", ["outputs", "h", "c", "one output"])
+def test_a_loss_on_a_part_of_the_result_gives_the_cells_gradients(part):
+    cell, x, state = build()
+    pick = {
+        "outputs": lambda o, h, c: o.sin().sum(),
+        "h": lambda o, h, c: h.sin().sum(),
+        "c": lambda o, h, c: c.sin().sum(),
+        "one output": lambda o, h, c: o[1].sin().sum(),
+    }[part]
+    results = []
+    for run in (whole, step_by_step):
+        outputs, (h, c) = run(cell, x, state)
+        wanted = [x, cell.weight_ih, cell.bias, *state]
+        results.append(torch.autograd.grad(pick(outputs, h, c), wanted))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_a_kept_graph_can_be_walked_again():
+    cell, x, state = build()
+    outputs, _ = whole(cell, x, state)
+    loss = outputs.square().sum()
+    first = torch.autograd.grad(loss, list(cell.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(cell.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_derivative_raises_clearly():
+    cell, x, state = build()
+    outputs, _ = whole(cell, x, state)
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_without_gradients_the_numbers_are_the_same_and_no_history_is_kept():
+    cell, x, state = build()
+    expected, (h, c) = whole(cell, x, state)
+    with torch.no_grad():
+        outputs, (h2, c2) = whole(cell, x, state)
+    assert outputs.grad_fn is None
+    for a, b in ((outputs, expected), (h2, h), (c2, c)):
+        assert torch.equal(a, b)
+
+
+def test_the_inputs_are_left_as_they_were():
+    cell, x, state = build()
+    before = [value.detach().clone() for value in (x, *state, *cell.parameters())]
+    gradients(whole, cell, x, state)
+    for a, b in zip((x, *state, *cell.parameters()), before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_under_autocast_gates_are_bfloat16_and_cells_float32():
+    cell, x, state = build(torch.float32)
+    exact = gradients(whole, cell, x, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, (h, c) = whole(cell, x, state)
+        rough = gradients(whole, cell, x, state)
+    assert (outputs.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    for a, b in zip(rough, exact, strict=True):
+        # bfloat16 keeps 8 bits; five steps and their sums lose three more.
+        bound = 2**-5 * b.abs().max().item()
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=bound)
+    for parameter in cell.parameters():
+        assert parameter.dtype == torch.float32
+
+
+def test_a_bfloat16_layer_runs_forward_and_backward():
+    cell, x, state = build(torch.bfloat16)
+    for value in gradients(whole, cell, x, state):
+        assert value.isfinite().all()
+
+
+def test_maps_come_out_with_channels_last_in_memory():
+    cell, x, _ = build(torch.float32)
+    outputs, _ = whole(cell, x)
+    assert outputs.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
