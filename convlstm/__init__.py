@@ -9,15 +9,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convlstm.cells import ConvLSTMCell
+    from convlstm.cells import ConvGRUCell, ConvLSTMCell, ConvRNNCell
     from convlstm.forecaster import EncoderForecaster
-    from convlstm.layers import ConvLSTM
+    from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
     from convlstm.module import VideoPredictor
     from convlstm.render import save_gif, save_strip
 
 _HOMES = {
+    "ConvGRU": "layers",
+    "ConvGRUCell": "cells",
     "ConvLSTM": "layers",
     "ConvLSTMCell": "cells",
+    "ConvRNN": "layers",
+    "ConvRNNCell": "cells",
     "EncoderForecaster": "forecaster",
     "VideoPredictor": "module",
     "save_gif": "render",
@@ -26,8 +30,12 @@ _HOMES = {
 
 __version__ = version("convlstm")
 __all__ = [
+    "ConvGRU",
+    "ConvGRUCell",
     "ConvLSTM",
     "ConvLSTMCell",
+    "ConvRNN",
+    "ConvRNNCell",
     "EncoderForecaster",
     "VideoPredictor",
     "save_gif",

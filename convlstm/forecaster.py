@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm.cells import Peephole
-from convlstm.layers import ConvLSTM, State
+from convlstm.layers import ConvLSTM
+from convlstm.layers.lstm import State
 from convlstm.patches import from_patches, to_patches
 
 Feedback = Literal["unconditional", "autoregressive"]

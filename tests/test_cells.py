@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.signal import correlate2d
 
-from convlstm import ConvLSTMCell
+from convlstm import ConvGRUCell, ConvLSTMCell, ConvRNNCell
 
 
 def sigmoid(x):
@@ -59,6 +59,41 @@ def test_a_step_equals_the_papers_equation_in_numpy(peephole, kernel, hidden_ker
     got = cell(x[None], (h[None], c[None]))
     for mine, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(mine[0].detach().numpy(), theirs, rtol=0, atol=1e-12)
+
+
+def gru_reference(x, h, weight_ih, weight_hh, bias, bias_hh):
+    """Gate by gate as in the documentation of torch.nn.GRU, with convolutions; one sample."""
+    size = len(h)
+    w_xr, w_xz, w_xn = (weight_ih[k * size : (k + 1) * size] for k in range(3))
+    w_hr, w_hz, w_hn = (weight_hh[k * size : (k + 1) * size] for k in range(3))
+    b_r, b_z, b_n = (bias[k * size : (k + 1) * size, None, None] for k in range(3))
+    r = sigmoid(convolve(x, w_xr) + convolve(h, w_hr) + b_r)
+    z = sigmoid(convolve(x, w_xz) + convolve(h, w_hz) + b_z)
+    n = np.tanh(convolve(x, w_xn) + b_n + r * (convolve(h, w_hn) + bias_hh[:, None, None]))
+    return (1 - z) * n + z * h
+
+
+def rnn_reference(x, h, weight_ih, weight_hh, bias):
+    return np.tanh(convolve(x, weight_ih) + convolve(h, weight_hh) + bias[:, None, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference"), [(ConvGRUCell, gru_reference), (ConvRNNCell, rnn_reference)]
+)
+@pytest.mark.parametrize(("kernel", "hidden_kernel"), [(3, 3), (5, 1), (2, 4), ((1, 3), (2, 5))])
+def test_a_step_of_the_others_equals_their_equation_in_numpy(
+    kind, reference, kernel, hidden_kernel
+):
+    cell = kind(2, 3, kernel, hidden_kernel_size=hidden_kernel).double()
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter)
+    x, h = torch.randn(2, 5, 4).double(), torch.randn(3, 5, 4).double()
+    parameters = [p.detach().numpy() for p in cell.parameters()]
+    expected = reference(x.numpy(), h.numpy(), *parameters)
+    got = cell(x[None], h[None])[0].detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="input_size"):
+        kind(0, 3)
 
 
 def test_kerass_published_figure_through_step():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from convlstm import ConvLSTM, ConvLSTMCell
+from convlstm import ConvGRU, ConvLSTM, ConvLSTMCell, ConvRNN
 
 PEEPHOLES = ["none", "channel", "full"]
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -24,45 +24,163 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("with_state", [False, True])
-def test_one_by_one_kernels_on_one_pixel_equal_nn_lstm(layers, bidirectional, with_state):
-    theirs = nn.LSTM(4, 6, layers, batch_first=True, bidirectional=bidirectional).double()
-    mine = ConvLSTM(4, 6, 1, layers, bidirectional=bidirectional).double()
+TWINS = {ConvLSTM: nn.LSTM, ConvGRU: nn.GRU, ConvRNN: nn.RNN}
+
+
+def twins(kind, layers, bidirectional):
+    """One of our layers with 1×1 kernels, and torch's twin with the same weights."""
+    theirs = TWINS[kind](4, 6, layers, batch_first=True, bidirectional=bidirectional).double()
+    mine = kind(4, 6, 1, layers, bidirectional=bidirectional).double()
     with torch.no_grad():
         for name, parameter in mine.named_parameters():
-            if name.startswith("bias"):
-                suffix = name.removeprefix("bias")
-                value = getattr(theirs, f"bias_ih{suffix}") + getattr(theirs, f"bias_hh{suffix}")
+            kept, suffix = name.split("_l", 1)
+            ih, hh = (getattr(theirs, f"bias_{side}_l{suffix}") for side in ("ih", "hh"))
+            if kept == "bias":
+                value = ih + hh
+                if kind is ConvGRU:  # the candidate's hidden bias stays inside of the reset
+                    value = torch.cat([value[:12], ih[12:]])
+            elif kept == "bias_hh":
+                value = hh[12:]
             else:
                 value = getattr(theirs, name)
             parameter.copy_(value.view(parameter.shape))
+    return mine, theirs
+
+
+def as_tuple(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("lengths", [None, [7, 1, 4]])
+def test_one_by_one_kernels_on_one_pixel_equal_torchs_twin(
+    kind, layers, bidirectional, with_state, lengths
+):
+    mine, theirs = twins(kind, layers, bidirectional)
     x = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
     x2 = x.detach()[..., None, None].requires_grad_()
-    state = state2 = None
+    state, state2 = (), ()
     if with_state:
         shape = (layers * (1 + bidirectional), 3, 6)
-        state = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in "hc")
-        state2 = tuple(s.detach()[..., None, None].requires_grad_() for s in state)
+        count = 2 if kind is ConvLSTM else 1
+        state = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+        state2 = [s.detach()[..., None, None].requires_grad_() for s in state]
 
-    out, (h, c) = theirs(x, state)
-    out2, (h2, c2) = mine(x2, state2)
+    def packed(parts):
+        return tuple(parts) if kind is ConvLSTM else parts[0]
+
+    source = x
+    if lengths is not None:
+        source = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+    out, last = theirs(source, packed(state) if with_state else None)
+    if lengths is not None:
+        out, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+    out2, last2 = mine(x2, packed(state2) if with_state else None, lengths)
     torch.testing.assert_close(out2[..., 0, 0], out, **EXACT)
-    torch.testing.assert_close(h2[..., 0, 0], h, **EXACT)
-    torch.testing.assert_close(c2[..., 0, 0], c, **EXACT)
+    for a, b in zip(as_tuple(last2), as_tuple(last), strict=True):
+        torch.testing.assert_close(a[..., 0, 0], b, **EXACT)
 
     weight = torch.randn_like(out)
-    ((out * weight).sum() + h.square().sum() + c.sum()).backward()
-    ((out2[..., 0, 0] * weight).sum() + h2.square().sum() + c2.sum()).backward()
+    ((out * weight).sum() + sum(part.sin().sum() for part in as_tuple(last))).backward()
+    loss = (out2[..., 0, 0] * weight).sum() + sum(part.sin().sum() for part in as_tuple(last2))
+    loss.backward()
     torch.testing.assert_close(x2.grad[..., 0, 0], x.grad, **EXACT)
     for name, parameter in mine.named_parameters():
-        other = name.replace("bias", "bias_ih") if name.startswith("bias") else name
-        expected = getattr(theirs, other).grad
+        kept, suffix = name.split("_l", 1)
+        if kept == "bias_hh":
+            expected = getattr(theirs, f"bias_hh_l{suffix}").grad[12:]
+        else:
+            other = f"bias_ih_l{suffix}" if kept == "bias" else name
+            expected = getattr(theirs, other).grad
         torch.testing.assert_close(parameter.grad.view(expected.shape), expected, **EXACT)
-    if with_state:
-        for a, b in zip(state2, state, strict=True):
-            torch.testing.assert_close(a.grad[..., 0, 0], b.grad, **EXACT)
+    for a, b in zip(state2, state, strict=True):
+        torch.testing.assert_close(a.grad[..., 0, 0], b.grad, **EXACT)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_short_sequence_in_a_batch_is_as_if_alone(kind):
+    layer = kind(2, 3, num_layers=2, bidirectional=True).double()
+    x = sequence(b=3)
+    output, last = layer(x, lengths=torch.tensor([2, 5, 3]))
+    for b, length in enumerate([2, 5, 3]):
+        alone, last_alone = layer(x[b, :length])
+        torch.testing.assert_close(output[b, :length], alone, **EXACT)
+        assert (output[b, length:] == 0).all()
+        for a, part in zip(as_tuple(last), as_tuple(last_alone), strict=True):
+            torch.testing.assert_close(a[:, b], part, **EXACT)
+
+
+def test_what_lies_behind_a_sequences_end_gets_no_gradient():
+    x = sequence(b=2).requires_grad_()
+    ConvLSTM(2, 3, num_layers=2, bidirectional=True).double()(x, lengths=[2, 5])[0].sum().backward()
+    assert (x.grad[0, 2:] == 0).all()
+    assert (x.grad[0, :2] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "named"),
+    [
+        ([1], "2 whole lengths"),
+        ([1.5, 2.0], "whole lengths"),
+        ([0, 5], "from 1 to T = 5"),
+        ([6, 5], "from 1 to T = 5"),
+    ],
+)
+def test_bad_lengths_raise(lengths, named):
+    with pytest.raises(ValueError, match=named):
+        ConvRNN(2, 3)(torch.zeros(2, 5, 2, 4, 4), lengths=lengths)
+    with pytest.raises(ValueError, match="one sequence"):
+        ConvRNN(2, 3)(torch.zeros(5, 2, 4, 4), lengths=[5])
+
+
+@pytest.mark.parametrize("kind", [ConvGRU, ConvRNN])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gru_and_rnn_whole_equal_halves_and_single_steps(kind, layers):
+    layer = kind(2, 3, (2, 3), layers, hidden_kernel_size=5).double()
+    x = sequence()
+    whole, last = layer(x)
+    first, state = layer(x[:, :2])
+    second, state = layer(x[:, 2:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, **EXACT)
+    torch.testing.assert_close(state, last, **EXACT)
+    state, frames = None, []
+    for t in range(x.shape[1]):
+        frame, state = layer(x[:, t : t + 1], state)
+        frames.append(frame)
+    torch.testing.assert_close(torch.cat(frames, dim=1), whole, **EXACT)
+
+
+@pytest.mark.parametrize("kind", [ConvGRU, ConvRNN])
+@pytest.mark.parametrize("input_size", [0, 2])
+def test_gradients_of_gru_and_rnn_are_those_of_finite_differences(kind, input_size):
+    layer = kind(input_size, 2, (2, 3)).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(1, 3, input_size, 3, 5, dtype=torch.float64, requires_grad=input_size > 0)
+    h = torch.randn(1, 1, 2, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x, h, *parameters):
+        names = [name for name, _ in layer.named_parameters()]
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, h))
+
+    assert torch.autograd.gradcheck(run, (x, h, *layer.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", [ConvGRU, ConvRNN])
+def test_gru_and_rnn_name_bad_arguments_and_states(kind):
+    for arguments, named in (
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"kernel_size": 0}, "kernel_size"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"dropout": 1.0}, "dropout"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            kind(**{"input_size": 1, "hidden_size": 2, **arguments})
+    with pytest.raises(ValueError, match="state h of shape"):
+        kind(2, 3)(torch.zeros(2, 3, 2, 4, 4), torch.zeros(1, 2, 3, 4, 5))
 
 
 @pytest.mark.parametrize("peephole", PEEPHOLES)
@@ -206,7 +324,7 @@ def test_recurrent_dropout_hides_whole_channels_for_a_whole_sequence(monkeypatch
         masks.append(dropout(*args, **kwargs))
         return masks[-1]
 
-    monkeypatch.setattr("convlstm.layers.F.dropout", recorded)
+    monkeypatch.setattr("convlstm.layers.base.F.dropout", recorded)
     x = sequence()
     output, _ = layer(x)
     (mask,) = masks  # one for the sequence, not one a step

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from convlstm import ConvLSTMCell
-from convlstm.sequence import lstm_sequence
+from convlstm import ConvGRUCell, ConvLSTMCell, ConvRNNCell
+from convlstm.sequence import gru_sequence, lstm_sequence, rnn_sequence
 
 
 def build(dtype=torch.float64, peephole="channel", steps=5, kernel=3):
@@ -18,7 +18,8 @@ def build(dtype=torch.float64, peephole="channel", steps=5, kernel=3):
 
 def whole(cell, x, state=None, mask=None):
     weights = cell.weight_ih, cell.weight_hh, cell.bias
-    return lstm_sequence(x, *weights, state, peephole=cell.peephole, mask=mask)
+    outputs, last, _ = lstm_sequence(x, *weights, state, peephole=cell.peephole, mask=mask)
+    return outputs, last
 
 
 def step_by_step(cell, x, state=None, mask=None):
@@ -136,3 +137,117 @@ def test_maps_come_out_with_channels_last_in_memory():
     cell, x, _ = build(torch.float32)
     outputs, _ = whole(cell, x)
     assert outputs.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+SIMPLE = {ConvGRUCell: gru_sequence, ConvRNNCell: rnn_sequence}
+
+
+def build_simple(kind, dtype, kernel=3, bias=True):
+    cell = kind(2, 3, kernel, bias=bias).to(dtype)
+    for parameter in cell.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(5, 2, 2, 4, 6, dtype=dtype, requires_grad=True)
+    h = torch.randn(2, 3, 4, 6, dtype=dtype, requires_grad=True)
+    return cell, x, h
+
+
+def simple_whole(cell, x, h=None, mask=None):
+    biases = [cell.bias, cell.bias_hh] if isinstance(cell, ConvGRUCell) else [cell.bias]
+    return SIMPLE[type(cell)](x, cell.weight_ih, cell.weight_hh, *biases, h, mask=mask)
+
+
+def simple_steps(cell, x, h=None, mask=None):
+    outputs = []
+    for frame in x:
+        if mask is None or h is None:
+            h = cell(frame, h)
+        else:  # the mask hides h from the convolution only
+            gates = cell.input_gates(frame)
+            if isinstance(cell, ConvGRUCell):
+                masked, z = cell.step(gates, h * mask), None
+                size = cell.hidden_size
+                from_h = torch.nn.functional.conv2d(h * mask, cell.weight_hh, padding="same")
+                z = torch.sigmoid(gates[:, size : 2 * size] + from_h[:, size : 2 * size])
+                h = masked + z * (h - h * mask)
+            else:
+                h = cell.step(gates, h * mask)
+        outputs.append(h)
+    return torch.stack(outputs), h
+
+
+def simple_gradients(run, cell, x, h, mask=None):
+    outputs, last = run(cell, x, h, mask)
+    weight = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view(outputs.shape)
+    loss = (outputs * weight).sum() + last.square().sum()
+    wanted = [x, *cell.parameters(), *([] if h is None else [h])]
+    return [outputs, last, *torch.autograd.grad(loss, wanted)]
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("kernel", [3, (2, 5)])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gru_and_rnn_equal_their_cells(kind, dtype, tolerance, kernel, with_state, bias):
+    cell, x, h = build_simple(kind, dtype, kernel, bias)
+    h = h if with_state else None
+    mine = simple_gradients(simple_whole, cell, x, h)
+    theirs = simple_gradients(simple_steps, cell, x, h)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+@pytest.mark.parametrize("with_state", [False, True])
+def test_recurrent_dropout_hides_h_from_the_convolution_only(kind, with_state):
+    cell, x, h = build_simple(kind, torch.float64)
+    h = h if with_state else None
+    mask = torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64).view(1, 3, 1, 1)
+    mine = simple_gradients(simple_whole, cell, x, h, mask)
+    theirs = simple_gradients(simple_steps, cell, x, h, mask)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+def test_gru_and_rnn_keep_a_graph_and_need_no_gradient(kind):
+    cell, x, h = build_simple(kind, torch.float64)
+    outputs, last = simple_whole(cell, x, h)
+    loss = outputs.square().sum()
+    first = torch.autograd.grad(loss, list(cell.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(cell.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+    (one,) = torch.autograd.grad(simple_whole(cell, x, h)[1].sum(), h)  # the last state alone
+    (expected,) = torch.autograd.grad(simple_steps(cell, x, h)[1].sum(), h)
+    torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
+    with torch.no_grad():
+        again, last_again = simple_whole(cell, x, h)
+    assert torch.equal(again, outputs)
+    assert torch.equal(last_again, last)
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+def test_gru_and_rnn_under_autocast_stay_close(kind):
+    cell, x, h = build_simple(kind, torch.float32)
+    exact = simple_gradients(simple_whole, cell, x, h)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = simple_gradients(simple_whole, cell, x, h)
+    assert rough[0].dtype == torch.bfloat16
+    for a, b in zip(rough, exact, strict=True):
+        # bfloat16 keeps 8 bits; five steps and their sums lose three more.
+        bound = 2**-5 * b.abs().max().item()
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=bound)
+
+
+def test_frozen_weights_and_no_gradient_give_the_same_numbers():
+    """Where nothing needs a gradient, each step's cell state overwrites the one before."""
+    cell, x, state = build()
+    expected, (h, c) = whole(cell, x, state)
+    cell.requires_grad_(False)
+    state = tuple(part.detach() for part in state)
+    with torch.no_grad():
+        outputs, (h2, c2) = whole(cell, x.detach(), state)
+        zero, _ = whole(cell, x.detach())
+    for a, b in ((outputs, expected), (h2, h), (c2, c), (zero, whole(cell, x)[0])):
+        assert torch.equal(a, b)

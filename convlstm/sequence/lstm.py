@@ -1,12 +1,4 @@
-"""One recurrence over a whole sequence, as one differentiable operation.
-
-It computes what `convlstm.cells` specifies, step by step, with less work: the input convolution of
-all steps in one call, no hidden convolution of a state known to be zero, gates overwritten by their
-activations and then by their gradients, the gradients of both kernels in one call each over all
-steps, and frames with channels last inside.
-
-Letters: T steps, B batch, C input and H hidden channels, h×w frame.
-"""
+"""The ConvLSTM over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
 
 from typing import Any
 
@@ -14,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.sequence.common import (
+    apply_mask,
+    autocast_to,
+    channels_last,
+    empty_maps,
+    hidden_weight_gradient,
+    input_gates,
+    input_gradients,
+)
 
 aten = torch.ops.aten
 State = tuple[Tensor, Tensor]
@@ -29,11 +30,9 @@ def lstm_sequence(
     *,
     peephole: Tensor | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, State]:
+    all_cells: bool = False,
+) -> tuple[Tensor, State, Tensor]:
     """Runs the ConvLSTM of equation 3 (see `convlstm.cells`) over T steps.
-
-    Under autocast the convolutions, gates and hidden states have its dtype, the cell state stays
-    float32. There is no second derivative.
 
     Args:
         x: Inputs (T, B, C, h, w), T >= 1; of size (T, B, 0, h, w) without input.
@@ -43,22 +42,20 @@ def lstm_sequence(
         state: First `(h, c)`, each (B, H, h, w); zero if None.
         peephole: (3, H, 1, 1) or (3, H, h, w) in the order i, f, o; None for none.
         mask: Recurrent dropout (B, H, 1, 1), multiplied onto h before each hidden convolution.
+        all_cells: Whether the cell states of all steps are wanted even without gradients.
 
     Returns:
-        All hidden states (T, B, H, h, w) and the last `(h, c)`.
+        All hidden states (T, B, H, h, w), the last `(h, c)`, and the cell states of all steps (the
+        last one's alone, (1, B, H, h, w), where nobody needs the others).
     """
-    device = x.device.type
     h, c = state if state is not None else (None, None)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight_hh = x.to(dtype), weight_hh.to(dtype)
-        weight_ih, bias, h, mask = (
-            None if value is None else value.to(dtype) for value in (weight_ih, bias, h, mask)
+    x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
+    keep = torch.is_grad_enabled()
+    with torch.autocast(x.device.type, enabled=False):
+        outputs, cells, h, c = _LSTM.apply(
+            x, weight_ih, weight_hh, bias, h, c, peephole, mask, keep, all_cells
         )
-        c = None if c is None else c.float()
-    with torch.autocast(device, enabled=False):
-        outputs, h, c = _LSTM.apply(x, weight_ih, weight_hh, bias, h, c, peephole, mask)
-    return outputs, (h, c)
+    return outputs, (h, c), cells
 
 
 class _LSTM(torch.autograd.Function):
@@ -75,30 +72,24 @@ class _LSTM(torch.autograd.Function):
         c0: Tensor | None,
         peephole: Tensor | None,
         mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        keep: bool,
+        all_cells: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
-        x = _channels_last(x.flatten(0, 1))
-        weight_hh = _channels_last(weight_hh)
-        if weight_ih is None:
-            gates = _empty(x, steps * batch, 4 * hidden, *size)
-            gates.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
-        else:
-            weight_ih = _channels_last(weight_ih)
-            gates = _channels_last(same_conv2d(x, weight_ih, bias))
-        gates = gates.unflatten(0, (steps, batch))
-        outputs = _empty(x, steps * batch, hidden, *size).unflatten(0, (steps, batch))
+        weight_hh = channels_last(weight_hh)
+        gates = input_gates(x, weight_ih, bias, 4 * hidden)
+        outputs = empty_maps(x, steps, batch, hidden, *size)
         exact = torch.promote_types(x.dtype, torch.float32)
-        keep = any(ctx.needs_input_grad)
-        cells = _empty(x, (steps if keep else 1) * batch, hidden, *size, dtype=exact)
-        cells = cells.unflatten(0, (-1, batch))
+        rows = steps if keep or all_cells else 1
+        cells = empty_maps(x, rows, batch, hidden, *size, dtype=exact)
 
         h, c = h0, c0
         for t in range(steps):
             if h is not None:
-                gates[t] += same_conv2d(_masked(h, mask), weight_hh)
+                gates[t] += same_conv2d(apply_mask(h, mask), weight_hh)
             a = gates[t].to(exact)  # the same memory, unless the gates are of low precision
-            h, old, c = outputs[t], c, cells[t if keep else 0]
+            h, old, c = outputs[t], c, cells[min(t, rows - 1)]
             _activate(a, old, c, peephole)
             o = a[:, 3 * hidden :]
             if exact == x.dtype:
@@ -112,17 +103,19 @@ class _LSTM(torch.autograd.Function):
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs
             )
-            ctx.has_bias = bias is not None
             ctx.set_materialize_grads(False)
-        return outputs, outputs[-1].clone(), c.clone()
+        return outputs, cells, outputs[-1].clone(), c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None, d_c: Tensor | None
+        ctx: Any,
+        d_outputs: Tensor | None,
+        d_cells: Tensor | None,
+        d_h: Tensor | None,
+        d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs = ctx.saved_tensors
-        steps, batch = outputs.shape[:2]
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
         d_peephole = None if peephole is None else torch.zeros_like(peephole)
@@ -130,10 +123,12 @@ class _LSTM(torch.autograd.Function):
         scratch = [torch.empty_like(cells[0]) for _ in range(3)]
         d_c = torch.empty_like(cells[0]).copy_(x.new_zeros(()) if d_c is None else d_c)
 
-        for t in reversed(range(steps)):
+        for t in reversed(range(len(outputs))):
             if d_outputs is not None:
                 d_h = d_outputs[t] if d_h is None else d_h + d_outputs[t]
             d_h = torch.zeros_like(cells[t]) if d_h is None else d_h.to(cells.dtype)
+            if d_cells is not None:
+                d_c += d_cells[t]
             a = gates[t].to(cells.dtype)
             c = cells[t - 1] if t > 0 else c0
             _gate_gradients(a, c, cells[t], d_h, d_c, peephole, d_peephole, scratch)
@@ -141,25 +136,12 @@ class _LSTM(torch.autograd.Function):
                 gates[t] = a
             d_h = None
             if t > 0 or h0 is not None:
-                d_h = _masked(same_conv2d_grad_x(gates[t], outputs[t], weight_hh), mask)
+                d_h = apply_mask(same_conv2d_grad_x(gates[t], outputs[t], weight_hh), mask)
 
-        d_gates = gates.flatten(0, 1)
-        d_weight_hh = torch.zeros_like(weight_hh)
-        if steps > 1:
-            before = _masked(outputs[:-1], mask).flatten(0, 1)
-            d_weight_hh += same_conv2d_grad_weight(d_gates[batch:], before, weight_hh)
-        if h0 is not None:
-            first = _channels_last(_masked(h0, mask))
-            d_weight_hh += same_conv2d_grad_weight(d_gates[:batch], first, weight_hh)
-        d_x = d_weight_ih = d_bias = None
-        if weight_ih is not None:
-            d_weight_ih = same_conv2d_grad_weight(d_gates, x, weight_ih)
-            if ctx.needs_input_grad[0]:
-                d_x = same_conv2d_grad_x(d_gates, x, weight_ih).unflatten(0, (steps, batch))
-        if ctx.has_bias:
-            d_bias = d_gates.sum((0, 2, 3))
+        d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
+        d_weight_hh = hidden_weight_gradient(gates, outputs, h0, mask, weight_hh)
         d_c = None if c0 is None else d_c.to(c0.dtype)
-        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, None
+        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, None, None, None
 
 
 def _activate(gates: Tensor, c: Tensor | None, new: Tensor, peephole: Tensor | None) -> None:
@@ -170,9 +152,10 @@ def _activate(gates: Tensor, c: Tensor | None, new: Tensor, peephole: Tensor | N
         f.addcmul_(peephole[1], c)
     gates[:, : 2 * i.shape[1]].sigmoid_()
     g.tanh_()
-    torch.mul(i, g, out=new)
-    if c is not None:
-        new.addcmul_(f, c)
+    if c is None:
+        torch.mul(i, g, out=new)
+    else:
+        torch.mul(f, c, out=new).addcmul_(i, g)  # in this order c may be the memory of new
     if peephole is not None:
         o.addcmul_(peephole[2], new)
     o.sigmoid_()
@@ -214,20 +197,3 @@ def _gate_gradients(
             d_peephole[0] += (i * c).sum_to_size(peephole.shape[1:])
             d_peephole[1] += (f * c).sum_to_size(peephole.shape[1:])
         d_peephole[2] += (o * new).sum_to_size(peephole.shape[1:])
-
-
-def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
-    return h if mask is None else h * mask
-
-
-def _channels_last(maps: Tensor) -> Tensor:
-    return maps.contiguous(memory_format=torch.channels_last)
-
-
-def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        shape,
-        dtype=dtype or like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )

@@ -1,4 +1,4 @@
-"""One step of the ConvLSTM, written to be read: the specification that everything faster must meet.
+"""One step of the ConvLSTM.
 
 Source: X. Shi et al., "Convolutional LSTM Network: A Machine Learning Approach for Precipitation
 Nowcasting", NeurIPS 2015, https://arxiv.org/abs/1506.04214, equation 3:
@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
+from convlstm.cells.base import ConvCell, Kernel, recurrence_parameters
+from convlstm.convolution import same_conv2d
 
 Peephole = Literal["none", "channel", "full"]
 
@@ -46,9 +47,9 @@ def lstm_gates(gates: Tensor, c: Tensor, peephole: Tensor | None = None) -> tupl
 def lstm_parameters(
     input_size: int,
     hidden_size: int,
-    kernel_size: int | tuple[int, int],
+    kernel_size: Kernel,
     *,
-    hidden_kernel_size: int | tuple[int, int] | None = None,
+    hidden_kernel_size: Kernel | None = None,
     bias: bool = True,
     peephole: Peephole = "none",
     frame_size: tuple[int, int] | None = None,
@@ -56,39 +57,29 @@ def lstm_parameters(
     """Fresh parameters of one ConvLSTM recurrence, in the order of `torch.nn.LSTM`.
 
     Returns:
-        `weight_ih` (4H, in, k, k) unless `input_size` is 0, `weight_hh` (4H, H, m, m), `bias` (4H)
-        with the forget part at 1, `peephole` (3, H, 1, 1) or (3, H, h, w) at 0.
+        Those of `recurrence_parameters` for 4 gates, the forget part of the bias at 1, and
+        `peephole` (3, H, 1, 1) or (3, H, h, w) at 0 if wanted.
 
     Raises:
         ValueError: A size is out of range, or peephole "full" has no frame size.
     """
-    if input_size < 0:
-        raise ValueError(f"input_size must be >= 0, got {input_size}")
-    if hidden_size < 1:
-        raise ValueError(f"hidden_size must be >= 1, got {hidden_size}")
     if peephole not in ("none", "channel", "full"):
         raise ValueError(f"peephole must be 'none', 'channel' or 'full', got {peephole!r}")
     if peephole == "full" and frame_size is None:
         raise ValueError("peephole 'full' has a weight for each pixel: give frame_size=(h, w)")
-    kernel = kernel_shape(kernel_size, "kernel_size")
-    hidden_kernel = kernel_shape(
-        kernel if hidden_kernel_size is None else hidden_kernel_size, "hidden_kernel_size"
+    parameters = recurrence_parameters(
+        4, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias
     )
-    parameters = {}
-    if input_size > 0:
-        parameters["weight_ih"] = fan_in_uniform((4 * hidden_size, input_size, *kernel))
-    parameters["weight_hh"] = fan_in_uniform((4 * hidden_size, hidden_size, *hidden_kernel))
     if bias:
-        parameters["bias"] = torch.zeros(4 * hidden_size)
-        parameters["bias"][hidden_size : 2 * hidden_size] = 1.0
+        parameters["bias"].data[hidden_size : 2 * hidden_size] = 1.0
     if peephole == "channel":
-        parameters["peephole"] = torch.zeros(3, hidden_size, 1, 1)
+        parameters["peephole"] = nn.Parameter(torch.zeros(3, hidden_size, 1, 1))
     elif frame_size is not None and peephole == "full":
-        parameters["peephole"] = torch.zeros(3, hidden_size, *frame_size)
-    return {name: nn.Parameter(value) for name, value in parameters.items()}
+        parameters["peephole"] = nn.Parameter(torch.zeros(3, hidden_size, *frame_size))
+    return parameters
 
 
-class ConvLSTMCell(nn.Module):
+class ConvLSTMCell(ConvCell):
     """One ConvLSTM step on one frame, the twin of `torch.nn.LSTMCell`.
 
     Args:
@@ -104,27 +95,20 @@ class ConvLSTMCell(nn.Module):
         ValueError: An argument is out of range; the message names value and expectation.
     """
 
-    weight_ih: nn.Parameter
-    weight_hh: nn.Parameter
-    bias: nn.Parameter | None
     peephole: nn.Parameter | None
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
-        kernel_size: int | tuple[int, int] = 3,
+        kernel_size: Kernel = 3,
         *,
-        hidden_kernel_size: int | tuple[int, int] | None = None,
+        hidden_kernel_size: Kernel | None = None,
         bias: bool = True,
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
-        if input_size < 1:
-            raise ValueError(f"input_size must be >= 1, got {input_size}")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        super().__init__(input_size, hidden_size)
         parameters = lstm_parameters(
             input_size,
             hidden_size,
@@ -134,8 +118,7 @@ class ConvLSTMCell(nn.Module):
             peephole=peephole,
             frame_size=frame_size,
         )
-        for name in ("weight_ih", "weight_hh", "bias", "peephole"):
-            self.register_parameter(name, parameters.get(name))
+        self.register(parameters, "weight_ih", "weight_hh", "bias", "peephole")
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
@@ -152,14 +135,10 @@ class ConvLSTMCell(nn.Module):
         Raises:
             ValueError: The frame has other channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.input_size:
-            raise ValueError(
-                f"expected a frame (B, {self.input_size}, h, w), got shape {tuple(x.shape)}"
-            )
-        if state is None:
-            zero = x.new_zeros(x.shape[0], self.hidden_size, *x.shape[2:])
-            state = (zero, zero)
-        return self.step(same_conv2d(x, self.weight_ih, self.bias), state)
+        gates = self.input_gates(x)
+        return self.step(
+            gates, (self.zero_state(x), self.zero_state(x)) if state is None else state
+        )
 
     def step(self, input_gates: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Advances the state, given the finished input convolution.

@@ -1,0 +1,143 @@
+"""What the cells share: the parameters of a recurrence, and the input convolution."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
+
+Kernel = int | tuple[int, int]
+
+
+def recurrence_parameters(
+    gates: int,
+    input_size: int,
+    hidden_size: int,
+    kernel_size: Kernel,
+    *,
+    hidden_kernel_size: Kernel | None = None,
+    bias: bool = True,
+) -> dict[str, nn.Parameter]:
+    """Fresh parameters of one recurrence, in the order of `torch.nn.LSTM`.
+
+    Args:
+        gates: How many gates the recurrence has, G.
+        input_size: Channels of the input; 0 for none.
+        hidden_size: Channels of the hidden state, H.
+        kernel_size: Kernel of the input convolution.
+        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
+        bias: Whether there is a bias.
+
+    Returns:
+        `weight_ih` (G·H, in, k, k) unless `input_size` is 0, `weight_hh` (G·H, H, m, m), and `bias`
+        (G·H) at 0 if wanted.
+
+    Raises:
+        ValueError: A size is out of range.
+    """
+    if input_size < 0:
+        raise ValueError(f"input_size must be >= 0, got {input_size}")
+    if hidden_size < 1:
+        raise ValueError(f"hidden_size must be >= 1, got {hidden_size}")
+    kernel = kernel_shape(kernel_size, "kernel_size")
+    hidden_kernel = kernel_shape(
+        kernel if hidden_kernel_size is None else hidden_kernel_size, "hidden_kernel_size"
+    )
+    parameters = {}
+    if input_size > 0:
+        parameters["weight_ih"] = fan_in_uniform((gates * hidden_size, input_size, *kernel))
+    parameters["weight_hh"] = fan_in_uniform((gates * hidden_size, hidden_size, *hidden_kernel))
+    if bias:
+        parameters["bias"] = torch.zeros(gates * hidden_size)
+    return {name: nn.Parameter(value) for name, value in parameters.items()}
+
+
+class ConvCell(nn.Module):
+    """Base of the cells: holds the parameters and convolves the input."""
+
+    weight_ih: nn.Parameter
+    weight_hh: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        if input_size < 1:
+            raise ValueError(f"input_size must be >= 1, got {input_size}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+    def register(self, parameters: dict[str, nn.Parameter], *names: str) -> None:
+        """Makes the parameters of these names the cell's; None for those that are not there."""
+        for name in names:
+            self.register_parameter(name, parameters.get(name))
+
+    def input_gates(self, x: Tensor) -> Tensor:
+        """W_x * x + b of a frame (B, input_size, h, w): (B, G·H, h, w).
+
+        Raises:
+            ValueError: The frame has other channels.
+        """
+        if x.ndim != 4 or x.shape[1] != self.input_size:
+            raise ValueError(
+                f"expected a frame (B, {self.input_size}, h, w), got shape {tuple(x.shape)}"
+            )
+        return same_conv2d(x, self.weight_ih, self.bias)
+
+    def zero_state(self, x: Tensor) -> Tensor:
+        """A zero state (B, H, h, w) for a frame."""
+        return x.new_zeros(x.shape[0], self.hidden_size, *x.shape[2:])
+
+
+class HiddenStateCell(ConvCell):
+    """Base of `ConvRNNCell` and `ConvGRUCell`, whose state is the hidden state alone."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        kernel_size: Kernel = 3,
+        *,
+        hidden_kernel_size: Kernel | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        parameters = self._new_parameters(
+            input_size,
+            hidden_size,
+            kernel_size,
+            hidden_kernel_size=hidden_kernel_size,
+            bias=bias,
+        )
+        self.register(parameters, "weight_ih", "weight_hh", "bias", "bias_hh")
+
+    @staticmethod
+    @abstractmethod
+    def _new_parameters(
+        input_size: int,
+        hidden_size: int,
+        kernel_size: Kernel,
+        *,
+        hidden_kernel_size: Kernel | None,
+        bias: bool,
+    ) -> dict[str, nn.Parameter]:
+        """Fresh parameters."""
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """Advances the state by one frame.
+
+        Args:
+            x: Frame (B, input_size, h, w).
+            state: h (B, H, h, w); zero if None.
+
+        Returns:
+            The new h.
+
+        Raises:
+            ValueError: The frame has other channels.
+        """
+        return self.step(self.input_gates(x), self.zero_state(x) if state is None else state)
+
+    @abstractmethod
+    def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
+        """Advances the state, given the finished input convolution."""

@@ -1,0 +1,82 @@
+"""One step of the ConvGRU.
+
+Source: X. Shi et al., "Deep Learning for Precipitation Nowcasting: A Benchmark and a New Model",
+NeurIPS 2017, https://arxiv.org/abs/1706.03458, equation 1, with tanh; as in `torch.nn.GRU`, the
+reset gate acts behind the hidden convolution:
+
+    r_t = σ(W_xr * x_t + W_hr * h_{t-1} + b_r)
+    z_t = σ(W_xz * x_t + W_hz * h_{t-1} + b_z)
+    n_t = tanh(W_xn * x_t + b_n + r_t ∘ (W_hn * h_{t-1} + b_hn))
+    h_t = (1 - z_t) ∘ n_t + z_t ∘ h_{t-1}
+
+Letters: B batch, H hidden channels, h×w frame. Gates are stacked in the order r, z, n.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from convlstm.cells.base import HiddenStateCell, Kernel, recurrence_parameters
+from convlstm.convolution import same_conv2d
+
+
+def gru_parameters(
+    input_size: int,
+    hidden_size: int,
+    kernel_size: Kernel,
+    *,
+    hidden_kernel_size: Kernel | None = None,
+    bias: bool = True,
+) -> dict[str, nn.Parameter]:
+    """Fresh parameters of one ConvGRU recurrence.
+
+    Returns:
+        Those of `recurrence_parameters` for 3 gates, and `bias_hh` (H) at 0, the bias inside of the
+        reset candidate, if a bias is wanted.
+
+    Raises:
+        ValueError: A size is out of range.
+    """
+    parameters = recurrence_parameters(
+        3, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias
+    )
+    if bias:
+        parameters["bias_hh"] = nn.Parameter(torch.zeros(hidden_size))
+    return parameters
+
+
+class ConvGRUCell(HiddenStateCell):
+    """One ConvGRU step on one frame, the twin of `torch.nn.GRUCell`.
+
+    Args:
+        input_size: Channels of the input frame.
+        hidden_size: Channels of the hidden state, H.
+        kernel_size: Kernel of the input convolution, int or (height, width), odd or even.
+        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
+        bias: Whether the gates have a bias.
+
+    Raises:
+        ValueError: An argument is out of range; the message names value and expectation.
+    """
+
+    bias_hh: nn.Parameter | None
+    _new_parameters = staticmethod(gru_parameters)
+
+    def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
+        """Advances the state, given the finished input convolution.
+
+        Args:
+            input_gates: W_x * x + b, (B, 3H, h, w), in the order r, z, n.
+            state: h (B, H, h, w).
+
+        Returns:
+            The new h.
+        """
+        h = state
+        x_r, x_z, x_n = input_gates.chunk(3, dim=1)
+        h_r, h_z, h_n = same_conv2d(h, self.weight_hh).chunk(3, dim=1)
+        if self.bias_hh is not None:
+            h_n = h_n + self.bias_hh.view(-1, 1, 1)
+        r = torch.sigmoid(x_r + h_r)
+        z = torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return (1 - z) * n + z * h

@@ -1,0 +1,47 @@
+"""One step of the ConvRNN, the convolutional form of the plain (Elman) recurrence.
+
+    h_t = tanh(W_x * x_t + W_h * h_{t-1} + b)
+
+Letters: B batch, H hidden channels, h×w frame.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from convlstm.cells.base import HiddenStateCell, Kernel, recurrence_parameters
+from convlstm.convolution import same_conv2d
+
+
+def rnn_parameters(
+    input_size: int,
+    hidden_size: int,
+    kernel_size: Kernel,
+    *,
+    hidden_kernel_size: Kernel | None = None,
+    bias: bool = True,
+) -> dict[str, nn.Parameter]:
+    """Fresh parameters of one ConvRNN recurrence: `recurrence_parameters` for one gate."""
+    return recurrence_parameters(
+        1, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias
+    )
+
+
+class ConvRNNCell(HiddenStateCell):
+    """One ConvRNN step on one frame, the twin of `torch.nn.RNNCell`.
+
+    Args:
+        input_size: Channels of the input frame.
+        hidden_size: Channels of the hidden state, H.
+        kernel_size: Kernel of the input convolution, int or (height, width), odd or even.
+        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
+        bias: Whether there is a bias.
+
+    Raises:
+        ValueError: An argument is out of range; the message names value and expectation.
+    """
+
+    _new_parameters = staticmethod(rnn_parameters)
+
+    def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
+        """Advances the state, given the finished input convolution W_x * x + b, (B, H, h, w)."""
+        return torch.tanh(input_gates + same_conv2d(state, self.weight_hh))

@@ -1,0 +1,170 @@
+"""What the layers share: stacking, directions, dropout, states, sequences of their own lengths."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+States = tuple[Tensor, ...]  # (h,) or (h, c)
+Lengths = Tensor | Sequence[int]
+STATE_NAMES = "hc"
+
+
+class ConvRecurrence(nn.Module, ABC):
+    """Base of the layers: what a layer adds is its parameters and one recurrence over a sequence.
+
+    Shapes: B batch, T steps, C input and H hidden channels, D directions, L layers, h×w frame.
+    Inside, time comes first, and a state is a tuple of its parts.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        *,
+        batch_first: bool,
+        dropout: float,
+        recurrent_dropout: float,
+        bidirectional: bool,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be >= 1, got {num_layers}")
+        for name, value in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.recurrent_dropout = recurrent_dropout
+        self.bidirectional = bidirectional
+        self.num_directions = 2 if bidirectional else 1
+
+    @abstractmethod
+    def _sequence(
+        self,
+        x: Tensor,
+        parameters: dict[str, Tensor | None],
+        state: States | None,
+        mask: Tensor | None,
+        every_state: bool,
+    ) -> tuple[States, States]:
+        """Runs one recurrence over x (T, B, C, h, w).
+
+        Returns:
+            The states of every step, each part (T, B, H, h, w), hidden states first (the other
+            parts may be missing unless `every_state`), and the last state.
+        """
+
+    def extra_repr(self) -> str:
+        """What `print(layer)` shows between the brackets."""
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
+            f"bidirectional={self.bidirectional}"
+        )
+
+    def _register(self, layer: int, direction: int, parameters: dict[str, nn.Parameter]) -> None:
+        for name, parameter in parameters.items():
+            self.register_parameter(name + _suffix(layer, direction), parameter)
+
+    def _input_size(self, layer: int) -> int:
+        return self.input_size if layer == 0 else self.hidden_size * self.num_directions
+
+    def _stack(
+        self, x: Tensor, state: States | None, lengths: Lengths | None
+    ) -> tuple[Tensor, States]:
+        """Runs all layers and directions; shapes as in the layers' `forward`."""
+        unbatched = x.ndim == 4
+        if unbatched:
+            if lengths is not None:
+                raise ValueError("lengths are for a batch; one sequence has its own length")
+            x = x.unsqueeze(1)  # (T, 1, C, h, w)
+            state = None if state is None else tuple(part.unsqueeze(1) for part in state)
+        elif self.batch_first and x.ndim == 5:
+            x = x.transpose(0, 1)  # (T, B, C, h, w)
+        self._check(x, state)
+        index = None if lengths is None else _check_lengths(lengths, x)
+
+        last: list[States] = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            outputs = []
+            for direction in range(self.num_directions):
+                first = None if state is None else tuple(part[len(last)] for part in state)
+                output, new = self._run(x, first, layer, direction, index)
+                outputs.append(output)
+                last.append(new)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        final = tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+
+        if unbatched:
+            return x.squeeze(1), tuple(part.squeeze(1) for part in final)
+        return (x.transpose(0, 1) if self.batch_first else x), final
+
+    def _run(
+        self, x: Tensor, state: States | None, layer: int, direction: int, lengths: Tensor | None
+    ) -> tuple[Tensor, States]:
+        """One layer in one direction over x (T, B, C, h, w)."""
+        names = ("weight_ih", "weight_hh", "bias", "bias_hh", "peephole")
+        suffix = _suffix(layer, direction)
+        parameters = {name: getattr(self, name + suffix, None) for name in names}
+        mask = None
+        if self.recurrent_dropout > 0 and self.training:
+            ones = x.new_ones(x.shape[1], self.hidden_size, 1, 1)
+            mask = F.dropout(ones, self.recurrent_dropout)
+        if direction == 1:
+            x = _reverse(x, lengths)
+        series, last = self._sequence(x, parameters, state, mask, lengths is not None)
+        output = series[0]
+        if lengths is not None:
+            # What comes behind a sequence's end does not reach back: cut it off.
+            batch = torch.arange(x.shape[1], device=x.device)
+            last = tuple(part[lengths - 1, batch] for part in series)
+            steps = torch.arange(len(x), device=x.device)[:, None]
+            output = output * (steps < lengths)[:, :, None, None, None]
+        return (_reverse(output, lengths) if direction == 1 else output), last
+
+    def _check(self, x: Tensor, state: States | None) -> None:
+        """Compares shapes with what the layer was built for; x is (T, B, C, h, w) by now."""
+        if x.ndim != 5 or x.shape[2] != self.input_size or x.shape[0] < 1:
+            raise ValueError(
+                f"expected a sequence (B, T, {self.input_size}, h, w) or (T, {self.input_size}, "
+                f"h, w) with T >= 1; got, time first, shape {tuple(x.shape)}"
+            )
+        layers = self.num_layers * self.num_directions
+        expected = (layers, x.shape[1], self.hidden_size, *x.shape[3:])
+        for name, part in zip(STATE_NAMES, state or (), strict=False):
+            if tuple(part.shape) != expected:
+                raise ValueError(
+                    f"expected state {name} of shape {expected} (layers and directions, batch, "
+                    f"hidden_size, h, w), got {tuple(part.shape)}"
+                )
+
+
+def _suffix(layer: int, direction: int) -> str:
+    return f"_l{layer}" + ("_reverse" if direction else "")
+
+
+def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
+    """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
+    values = torch.as_tensor(lengths, device=x.device)
+    if values.shape != x.shape[1:2] or values.is_floating_point():
+        raise ValueError(f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}")
+    if values.min() < 1 or values.max() > len(x):
+        raise ValueError(f"lengths must be from 1 to T = {len(x)}, got {values.tolist()}")
+    return values.long()
+
+
+def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Turns each sequence of (T, B, …) around within its length; what is behind stays."""
+    if lengths is None:
+        return x.flip(0)
+    steps = torch.arange(len(x), device=x.device)[:, None]  # (T, 1)
+    index = torch.where(steps < lengths, lengths - 1 - steps, steps)  # (T, B)
+    return x[index, torch.arange(x.shape[1], device=x.device)]

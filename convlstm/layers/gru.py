@@ -1,0 +1,62 @@
+"""`ConvGRU`, the twin of `torch.nn.GRU` for images."""
+
+from torch import Tensor
+
+from convlstm.cells.gru import gru_parameters
+from convlstm.layers.base import States
+from convlstm.layers.hidden import HiddenStateLayer
+from convlstm.sequence import gru_sequence
+
+
+class ConvGRU(HiddenStateLayer):
+    """A multi-layer ConvGRU over sequences of images, used like `torch.nn.GRU`.
+
+    Shapes: B batch, T steps, H `hidden_size`, D directions (2 if bidirectional), L layers.
+
+    Parameters are named and ordered as in `torch.nn.GRU`: `weight_ih_l0` (3H, in, k, k),
+    `weight_hh_l0` (3H, H, m, m), `bias_l0` (3H), `bias_hh_l0` (H, the bias inside of the reset
+    candidate); layers `_l1`, …, the backward direction `_reverse`. Gates are stacked r, z, n.
+
+    Args:
+        input_size: Channels of the input; 0 for a layer that runs on its state alone (the x of
+            `forward` then has 0 channels and only says how many steps, and how large).
+        hidden_size: Channels of the hidden state.
+        kernel_size: Kernel of the input convolution, int or (height, width), odd or even; it also
+            serves between layers. Frames keep their size (zero padding).
+        num_layers: Layers in the stack, all of one hidden size.
+        hidden_kernel_size: Kernel of the hidden convolution; `kernel_size` if None.
+        bias: Whether there is a bias.
+        batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
+        dropout: Probability that a value between two layers is zeroed in training, in [0, 1).
+        recurrent_dropout: Probability that a channel of the hidden state is hidden from the hidden
+            convolution, one mask (B, H, 1, 1) for a whole sequence, in training, in [0, 1).
+        bidirectional: Whether a second recurrence reads each sequence backwards.
+
+    Raises:
+        ValueError: An argument is out of range; the message names value and expectation.
+
+    Source: https://arxiv.org/abs/1706.03458, equation 1; see `convlstm.cells.gru`.
+    """
+
+    _new_parameters = staticmethod(gru_parameters)
+
+    def _sequence(
+        self,
+        x: Tensor,
+        parameters: dict[str, Tensor | None],
+        state: States | None,
+        mask: Tensor | None,
+        every_state: bool,
+    ) -> tuple[States, States]:
+        weight_hh = parameters["weight_hh"]
+        assert weight_hh is not None
+        outputs, last = gru_sequence(
+            x,
+            parameters["weight_ih"],
+            weight_hh,
+            parameters["bias"],
+            parameters["bias_hh"],
+            None if state is None else state[0],
+            mask=mask,
+        )
+        return (outputs,), (last,)

@@ -1,0 +1,81 @@
+"""The layers whose state is the hidden state alone: `ConvRNN` and `ConvGRU`."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from convlstm.cells.base import Kernel
+from convlstm.layers.base import ConvRecurrence, Lengths
+
+
+class HiddenStateLayer(ConvRecurrence):
+    """Base of `ConvRNN` and `ConvGRU`, which document the arguments."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        kernel_size: Kernel = 3,
+        num_layers: int = 1,
+        *,
+        hidden_kernel_size: Kernel | None = None,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            bidirectional=bidirectional,
+        )
+        for layer in range(num_layers):
+            for direction in range(self.num_directions):
+                parameters = self._new_parameters(
+                    self._input_size(layer),
+                    hidden_size,
+                    kernel_size,
+                    hidden_kernel_size=hidden_kernel_size,
+                    bias=bias,
+                )
+                self._register(layer, direction, parameters)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the stack over a batch of sequences, or over one.
+
+        Args:
+            x: (B, T, input_size, h, w), or (T, B, …) without `batch_first`, or one sequence
+                (T, input_size, h, w); T >= 1, any h and w.
+            state: First h (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero if None.
+            lengths: Length of each sequence of the batch, (B,), from 1 to T; T if None. Outputs
+                beyond a sequence's length are zero, the states those of its last step, and the
+                backward direction begins there.
+
+        Returns:
+            The last layer's hidden states (B, T, D·H, h, w), in x's order of axes, forward
+            direction first, and the last h of every layer and direction, shaped as `state`.
+
+        Raises:
+            ValueError: x, state or lengths are not what the layer expects.
+        """
+        output, (h,) = self._stack(x, None if state is None else (state,), lengths)
+        return output, h
+
+    @staticmethod
+    @abstractmethod
+    def _new_parameters(
+        input_size: int,
+        hidden_size: int,
+        kernel_size: Kernel,
+        *,
+        hidden_kernel_size: Kernel | None,
+        bias: bool,
+    ) -> dict[str, nn.Parameter]:
+        """Fresh parameters of one layer in one direction."""

@@ -1,0 +1,136 @@
+"""`ConvLSTM`, the twin of `torch.nn.LSTM` for images."""
+
+from torch import Tensor
+
+from convlstm.cells.base import Kernel
+from convlstm.cells.lstm import Peephole, lstm_parameters
+from convlstm.layers.base import ConvRecurrence, Lengths, States
+from convlstm.sequence import lstm_sequence
+
+State = tuple[Tensor, Tensor]
+
+
+class ConvLSTM(ConvRecurrence):
+    """A multi-layer ConvLSTM over sequences of images, used like `torch.nn.LSTM`.
+
+    Shapes: B batch, T steps, H `hidden_size`, D directions (2 if bidirectional), L layers.
+
+    Parameters are named and ordered as in `torch.nn.LSTM`: `weight_ih_l0` (4H, in, k, k),
+    `weight_hh_l0` (4H, H, m, m), `bias_l0` (4H, one bias instead of two), `peephole_l0`
+    (3, H, 1, 1) or (3, H, h, w); layers `_l1`, …, the backward direction `_reverse`. Gates are
+    stacked i, f, g, o; peepholes i, f, o.
+
+    Args:
+        input_size: Channels of the input; 0 for a layer that runs on its state alone (the x of
+            `forward` then has 0 channels and only says how many steps, and how large).
+        hidden_size: Channels of the hidden and of the cell state.
+        kernel_size: Kernel of the input convolution, int or (height, width), odd or even; it also
+            serves between layers. Frames keep their size (zero padding).
+        num_layers: Layers in the stack, all of one hidden size.
+        hidden_kernel_size: Kernel of the hidden convolution; `kernel_size` if None.
+        bias: Whether the gates have a bias; its forget part starts at 1.
+        batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
+        dropout: Probability that a value between two layers is zeroed in training, in [0, 1).
+        recurrent_dropout: Probability that a channel of the hidden state is hidden from the hidden
+            convolution, one mask (B, H, 1, 1) for a whole sequence, in training, in [0, 1).
+        bidirectional: Whether a second recurrence reads each sequence backwards.
+        peephole: Whether gates see the cell state: "none", "channel" (one weight a channel, as the
+            parameter counts of the paper imply) or "full" (one a channel and pixel: ties the
+            layer to one frame size).
+        frame_size: (h, w) of the frames; needed by peephole "full" only.
+
+    Raises:
+        ValueError: An argument is out of range; the message names value and expectation.
+
+    Source: https://arxiv.org/abs/1506.04214, equation 3.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        kernel_size: Kernel = 3,
+        num_layers: int = 1,
+        *,
+        hidden_kernel_size: Kernel | None = None,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        bidirectional: bool = False,
+        peephole: Peephole = "none",
+        frame_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            bidirectional=bidirectional,
+        )
+        self.frame_size = tuple(frame_size) if frame_size and peephole == "full" else None
+        for layer in range(num_layers):
+            for direction in range(self.num_directions):
+                parameters = lstm_parameters(
+                    self._input_size(layer),
+                    hidden_size,
+                    kernel_size,
+                    hidden_kernel_size=hidden_kernel_size,
+                    bias=bias,
+                    peephole=peephole,
+                    frame_size=frame_size,
+                )
+                self._register(layer, direction, parameters)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, State]:
+        """Runs the stack over a batch of sequences, or over one.
+
+        Args:
+            x: (B, T, input_size, h, w), or (T, B, …) without `batch_first`, or one sequence
+                (T, input_size, h, w); T >= 1, any h and w.
+            state: First `(h, c)`, each (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero
+                if None.
+            lengths: Length of each sequence of the batch, (B,), from 1 to T; T if None. Outputs
+                beyond a sequence's length are zero, the states those of its last step, and the
+                backward direction begins there.
+
+        Returns:
+            The last layer's hidden states (B, T, D·H, h, w), in x's order of axes, forward
+            direction first, and the last `(h, c)` of every layer and direction, shaped as `state`.
+
+        Raises:
+            ValueError: x, state or lengths are not what the layer expects.
+        """
+        output, (h, c) = self._stack(x, state, lengths)
+        return output, (h, c)
+
+    def _sequence(
+        self,
+        x: Tensor,
+        parameters: dict[str, Tensor | None],
+        state: States | None,
+        mask: Tensor | None,
+        every_state: bool,
+    ) -> tuple[States, States]:
+        if self.frame_size is not None and tuple(x.shape[3:]) != self.frame_size:
+            raise ValueError(
+                f"peephole 'full' was built for frames of {self.frame_size}, got "
+                f"{tuple(x.shape[3:])}"
+            )
+        weight_hh = parameters["weight_hh"]
+        assert weight_hh is not None
+        outputs, last, cells = lstm_sequence(
+            x,
+            parameters["weight_ih"],
+            weight_hh,
+            parameters["bias"],
+            None if state is None else (state[0], state[1]),
+            peephole=parameters["peephole"],
+            mask=mask,
+            all_cells=every_state,
+        )
+        return (outputs, cells), last

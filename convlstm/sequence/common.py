@@ -1,0 +1,87 @@
+"""What the recurrences share over a whole sequence: the convolutions outside of the loop.
+
+Letters: T steps, B batch, C input and H hidden channels, G gates, h×w frame.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+
+
+def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
+    """All tensors in autocast's dtype, where autocast is on for the device of x."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return [x, *others]
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return [None if value is None else value.to(dtype) for value in (x, *others)]
+
+
+def input_gates(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int) -> Tensor:
+    """W_x * x + b of every step in one convolution: (T, B, C, h, w) → (T, B, G·H, h, w)."""
+    if weight_ih is None:
+        gates = empty_maps(x, *x.shape[:2], channels, *x.shape[3:])
+        return gates.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
+    maps = channels_last(x.flatten(0, 1))
+    gates = channels_last(same_conv2d(maps, channels_last(weight_ih), bias))
+    return gates.unflatten(0, x.shape[:2])
+
+
+def input_gradients(
+    ctx: Any, d_gates: Tensor, x: Tensor, weight_ih: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight_ih and bias, the first three inputs with a gradient, in one call each.
+
+    The function's inputs begin with x, weight_ih, weight_hh, bias.
+    """
+    d_x = d_weight_ih = d_bias = None
+    flat = d_gates.flatten(0, 1)
+    if weight_ih is not None:
+        maps = channels_last(x.flatten(0, 1))
+        if ctx.needs_input_grad[0]:
+            d_x = same_conv2d_grad_x(flat, maps, channels_last(weight_ih))
+            d_x = d_x.unflatten(0, x.shape[:2])
+        if ctx.needs_input_grad[1]:
+            d_weight_ih = same_conv2d_grad_weight(flat, maps, weight_ih)
+    if ctx.needs_input_grad[3]:
+        d_bias = flat.sum((0, 2, 3))
+    return d_x, d_weight_ih, d_bias
+
+
+def hidden_weight_gradient(
+    d_gates: Tensor, outputs: Tensor, h0: Tensor | None, mask: Tensor | None, weight_hh: Tensor
+) -> Tensor:
+    """Gradient of the hidden kernel over all steps: (T, B, G·H, h, w) against the h before."""
+    gradient = torch.zeros_like(weight_hh)
+    if len(outputs) > 1:
+        before = apply_mask(outputs[:-1], mask).flatten(0, 1)
+        gradient += same_conv2d_grad_weight(d_gates[1:].flatten(0, 1), before, weight_hh)
+    if h0 is not None:
+        first = channels_last(apply_mask(h0, mask))
+        gradient += same_conv2d_grad_weight(d_gates[0], first, weight_hh)
+    return gradient
+
+
+def apply_mask(h: Tensor, mask: Tensor | None) -> Tensor:
+    """Recurrent dropout."""
+    return h if mask is None else h * mask
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """The same maps (N, C, h, w) with channels last in memory."""
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def empty_maps(
+    like: Tensor, steps: int, batch: int, *shape: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """New memory for maps (T, B, C, h, w), channels last."""
+    maps = torch.empty(
+        (steps * batch, *shape),
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
+    return maps.unflatten(0, (steps, batch))

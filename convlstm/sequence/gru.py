@@ -1,0 +1,146 @@
+"""The ConvGRU over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.sequence.common import (
+    apply_mask,
+    autocast_to,
+    channels_last,
+    empty_maps,
+    hidden_weight_gradient,
+    input_gates,
+    input_gradients,
+)
+
+aten = torch.ops.aten
+
+
+def gru_sequence(
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    h: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the ConvGRU (see `convlstm.cells`) over T steps.
+
+    Args:
+        x: Inputs (T, B, C, h, w), T >= 1; of size (T, B, 0, h, w) without input.
+        weight_ih: Input kernel (3H, C, k, k) in the order r, z, n; None without input.
+        weight_hh: Hidden kernel (3H, H, m, m).
+        bias: (3H,) or None.
+        bias_hh: (H,), the bias inside of the reset candidate, or None.
+        h: First hidden state (B, H, h, w); zero if None.
+        mask: Recurrent dropout (B, H, 1, 1), multiplied onto h before each hidden convolution.
+
+    Returns:
+        All hidden states (T, B, H, h, w) and the last one.
+    """
+    x, weight_ih, weight_hh, bias, bias_hh, h, mask = autocast_to(
+        x, weight_ih, weight_hh, bias, bias_hh, h, mask
+    )
+    keep = torch.is_grad_enabled()
+    with torch.autocast(x.device.type, enabled=False):
+        outputs, last = _GRU.apply(x, weight_ih, weight_hh, bias, bias_hh, h, mask, keep)
+    return outputs, last
+
+
+class _GRU(torch.autograd.Function):
+    """Gates are (T, B, 3H, h, w) in the order r, z, n; all maps have channels last in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor | None,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        bias_hh: Tensor | None,
+        h0: Tensor | None,
+        mask: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        steps, batch, _, *size = x.shape
+        hidden = weight_hh.shape[1]
+        weight_hh = channels_last(weight_hh)
+        gates = input_gates(x, weight_ih, bias, 3 * hidden)
+        outputs = empty_maps(x, steps, batch, hidden, *size)
+        # What the reset gate multiplies, W_hn * h + b_hn, of every step.
+        candidates = empty_maps(x, steps if keep else 1, batch, hidden, *size)
+        exact = torch.promote_types(x.dtype, torch.float32)
+
+        h = h0
+        for t in range(steps):
+            q = candidates[t if keep else 0]
+            q.copy_(x.new_zeros(()) if bias_hh is None else bias_hh.view(-1, 1, 1))
+            if h is not None:
+                from_h = same_conv2d(apply_mask(h, mask), weight_hh)
+                gates[t, :, : 2 * hidden] += from_h[:, : 2 * hidden]
+                q += from_h[:, 2 * hidden :]
+            a = gates[t].to(exact)  # the same memory, unless the gates are of low precision
+            a[:, : 2 * hidden].sigmoid_()
+            r, z, n = a.chunk(3, dim=1)
+            n.addcmul_(r, q.to(exact)).tanh_()
+            if h is None:
+                outputs[t] = n - z * n
+            else:
+                outputs[t] = torch.lerp(n, h.to(exact), z)  # (1 - z) ∘ n + z ∘ h
+            if keep and a.dtype != gates.dtype:
+                gates[t] = a
+            h = outputs[t]
+        assert h is not None
+        if keep:
+            ctx.save_for_backward(
+                x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs
+            )
+            ctx.set_materialize_grads(False)
+        return outputs, h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs = ctx.saved_tensors
+        steps, _, hidden = outputs.shape[:3]
+        exact = torch.promote_types(x.dtype, torch.float32)
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            gates = gates.clone()  # a kept graph may be walked again
+        # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
+        d_hidden = torch.empty_like(gates)
+        d_h = None if d_last is None else d_last.to(exact)
+
+        for t in reversed(range(steps)):
+            if d_outputs is not None:
+                d_h = d_outputs[t].to(exact) if d_h is None else d_h + d_outputs[t]
+            if d_h is None:
+                d_h = torch.zeros_like(outputs[t], dtype=exact)
+            h = outputs[t - 1] if t > 0 else h0
+            a, q = gates[t].to(exact), candidates[t].to(exact)
+            r, z, n = a.chunk(3, dim=1)
+            d_n = aten.tanh_backward(d_h - d_h * z, n)
+            d_z = aten.sigmoid_backward(d_h * (-n if h is None else h - n), z)
+            d_r = aten.sigmoid_backward(d_n * q, r)
+            d_hidden[t] = torch.cat([d_r, d_z, d_n * r], dim=1)
+            direct = d_h * z
+            gates[t] = torch.cat([d_r, d_z, d_n], dim=1)
+            d_h = None
+            if t > 0 or h0 is not None:
+                through = same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh)
+                d_h = direct + apply_mask(through, mask)
+
+        d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
+        d_weight_hh = hidden_weight_gradient(d_hidden, outputs, h0, mask, weight_hh)
+        d_bias_hh = None
+        if bias_hh is not None:
+            d_bias_hh = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
+        d_h = None if h0 is None or d_h is None else d_h.to(h0.dtype)
+        return d_x, d_weight_ih, d_weight_hh, d_bias, d_bias_hh, d_h, None, None

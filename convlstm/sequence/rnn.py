@@ -1,0 +1,93 @@
+"""The ConvRNN over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.sequence.common import (
+    apply_mask,
+    autocast_to,
+    channels_last,
+    hidden_weight_gradient,
+    input_gates,
+    input_gradients,
+)
+
+aten = torch.ops.aten
+
+
+def rnn_sequence(
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    h: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the ConvRNN (see `convlstm.cells`) over T steps.
+
+    Args:
+        x: Inputs (T, B, C, h, w), T >= 1; of size (T, B, 0, h, w) without input.
+        weight_ih: Input kernel (H, C, k, k); None without input.
+        weight_hh: Hidden kernel (H, H, m, m).
+        bias: (H,) or None.
+        h: First hidden state (B, H, h, w); zero if None.
+        mask: Recurrent dropout (B, H, 1, 1), multiplied onto h before each hidden convolution.
+
+    Returns:
+        All hidden states (T, B, H, h, w) and the last one.
+    """
+    x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
+    with torch.autocast(x.device.type, enabled=False):
+        outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask)
+    return outputs, last
+
+
+class _RNN(torch.autograd.Function):
+    """All maps are (T, B, H, h, w) with channels last in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor | None,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        h0: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        weight_hh = channels_last(weight_hh)
+        outputs = input_gates(x, weight_ih, bias, weight_hh.shape[1])
+        h = h0
+        for t in range(len(x)):
+            if h is not None:
+                outputs[t] += same_conv2d(apply_mask(h, mask), weight_hh)
+            h = outputs[t].tanh_()
+        assert h is not None
+        ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs)
+        ctx.set_materialize_grads(False)
+        return outputs, h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, weight_ih, weight_hh, h0, mask, outputs = ctx.saved_tensors
+        d_gates = torch.empty_like(outputs)
+        for t in reversed(range(len(outputs))):
+            if d_outputs is not None:
+                d_h = d_outputs[t] if d_h is None else d_h + d_outputs[t]
+            if d_h is None:
+                d_h = torch.zeros_like(outputs[t])
+            d_gates[t] = aten.tanh_backward(d_h, outputs[t])
+            d_h = None
+            if t > 0 or h0 is not None:
+                d_h = apply_mask(same_conv2d_grad_x(d_gates[t], outputs[t], weight_hh), mask)
+        d_x, d_weight_ih, d_bias = input_gradients(ctx, d_gates, x, weight_ih)
+        d_weight_hh = hidden_weight_gradient(d_gates, outputs, h0, mask, weight_hh)
+        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, None
