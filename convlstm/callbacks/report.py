@@ -42,13 +42,13 @@ class TestReport(Callback):
         model, baseline = pl_module.test_metrics.summary(), pl_module.baseline_metrics.summary()
         if not trainer.is_global_zero:
             return
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(metrics_table(model, baseline))
         with replacing(self.directory / "metrics.json") as temporary:
             content = {"model": _plain(model), "last_frame": _plain(baseline)}
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         plot_lead_times(self.directory / "lead_time.png", model, baseline)
-        console = Console()
-        console.print(metrics_table(model, baseline))
-        console.print(f"Metrics and the lead-time curve: {self.directory}", soft_wrap=True)
+        console.print(f"Metrics and the lead-time curve: {self.directory}")
 
 
 def metrics_table(model: Values, baseline: Values) -> Table:

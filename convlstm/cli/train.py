@@ -57,7 +57,8 @@ def run(verb: str, args: Sequence[str]) -> int:
         text = "give a configuration file, such as -c configs/moving_mnist.yaml"
         print(f"convlstm {verb}: error: {text} (see convlstm {verb} --help)", file=sys.stderr)
         return 2
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in SILENCED:
             warnings.filterwarnings("ignore", message)
