@@ -20,7 +20,8 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure how fast training sequences are drawn
+bench: $(READY)  ## measure training steps, and how fast sequences are drawn
+	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/data.py
 
 clean:  ## remove the environment and the demo

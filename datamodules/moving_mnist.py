@@ -21,6 +21,8 @@ from datamodules.clips import open_npy
 from datamodules.digits import DIGIT_SIZE, load_digits
 from datamodules.trajectories import Trajectories, draw_trajectories, stream_key
 
+NO_GAP = slice(0, 0)
+
 
 class MovingMNISTDataModule(VideoDataModule):
     """Moving MNIST: grayscale clips of digits that bounce off the walls.
@@ -38,6 +40,8 @@ class MovingMNISTDataModule(VideoDataModule):
         frame_size: Height and width in pixels, at least 28: one number, or a list of two.
         speed: Pixels a frame: one number, or a list of two between which each digit's speed is
             drawn uniformly.
+        occlude: [start, length] of the context frames that are blank (0) in the context, not in the
+            target: a longer gap needs a longer memory. None for no gap.
         context_length: Number of frames that a model sees.
         target_length: Number of frames that it has to forecast.
         train_size: Sequences in a nominal epoch.
@@ -64,6 +68,7 @@ class MovingMNISTDataModule(VideoDataModule):
         num_digits: int = 2,
         frame_size: int | list[int] = 64,
         speed: float | list[float] = 3.6,
+        occlude: list[int] | None = None,
         context_length: int = 10,
         target_length: int = 10,
         train_size: int = 10_000,
@@ -89,6 +94,7 @@ class MovingMNISTDataModule(VideoDataModule):
         self.num_digits = num_digits
         self.frame_size = _frame_size(frame_size)
         self.speed = _speed_range(speed)
+        self.occlude = _occluded(occlude, context_length)
         self.train_size = train_size
         self.val_size = val_size
         self.test_size = test_size
@@ -125,6 +131,7 @@ class MovingMNISTDataModule(VideoDataModule):
                     self.target_length,
                     frame_size=self.frame_size,
                     max_size=self.test_size,
+                    occlude=self.occlude,
                 )
 
     def _drawn(self, split: Literal["train", "val", "test"], size: int) -> MovingMNIST:
@@ -138,6 +145,7 @@ class MovingMNISTDataModule(VideoDataModule):
             frame_size=self.frame_size,
             speed=self.speed,
             seed=self.seed,
+            occlude=self.occlude,
         )
 
 
@@ -156,6 +164,7 @@ class MovingMNIST(Dataset[Batch]):
         frame_size: (height, width) in pixels.
         speed: Range of the speed in pixels a frame.
         seed: Seed, >= 0.
+        occlude: The context frames that are blank.
     """
 
     def __init__(
@@ -170,6 +179,7 @@ class MovingMNIST(Dataset[Batch]):
         frame_size: tuple[int, int],
         speed: tuple[float, float],
         seed: int,
+        occlude: slice = NO_GAP,
     ) -> None:
         self.images = images
         self.context_length = context_length
@@ -178,6 +188,7 @@ class MovingMNIST(Dataset[Batch]):
         self.num_digits = num_digits
         self.frame_size = frame_size
         self.speed = speed
+        self.occlude = occlude
         self.key = stream_key(seed, split)
 
     def __len__(self) -> int:
@@ -191,8 +202,10 @@ class MovingMNIST(Dataset[Batch]):
         if (numbers < 0).any():
             raise IndexError(f"index is {numbers.min()}: must be 0 or more")
         images, positions = self.trajectories(numbers)
+        context = self._frames(images, positions[:, : self.context_length])
+        context[:, self.occlude] = 0
         return {
-            "context": self._frames(images, positions[:, : self.context_length]),
+            "context": context,
             "target": self._frames(images, positions[:, self.context_length :]),
             "index": torch.from_numpy(numbers),
         }
@@ -225,6 +238,7 @@ class MovingMNISTFile(Dataset[Batch]):
         target_length: Number of target frames; frames behind them are left unused.
         frame_size: (height, width) that the file must have.
         max_size: At most so many sequences, from the first one on.
+        occlude: The context frames that are blank.
 
     Raises:
         OSError: If there is no such file.
@@ -239,12 +253,14 @@ class MovingMNISTFile(Dataset[Batch]):
         *,
         frame_size: tuple[int, int],
         max_size: int,
+        occlude: slice = NO_GAP,
     ) -> None:
         self.path = path
         self.context_length = context_length
         self.target_length = target_length
         self.frame_size = frame_size
         self.max_size = max_size
+        self.occlude = occlude
         self.frames = open_npy(path)
         _check_test_frames(self.frames, path, context_length + target_length, frame_size)
 
@@ -261,6 +277,7 @@ class MovingMNISTFile(Dataset[Batch]):
         steps = self.context_length + self.target_length
         frames = self.frames[:steps, numbers].swapaxes(0, 1)[:, :, None]  # (B, T, 1, H, W)
         context, target = np.split(frames, [self.context_length], axis=1)
+        context[:, self.occlude] = 0
         return {
             "context": torch.from_numpy(np.ascontiguousarray(context)),
             "target": torch.from_numpy(np.ascontiguousarray(target)),
@@ -331,6 +348,19 @@ def _frame_size(frame_size: int | Sequence[int]) -> tuple[int, int]:
             f"{DIGIT_SIZE}, the size of a digit"
         )
     return sizes[0], sizes[1]
+
+
+def _occluded(occlude: Sequence[int] | None, context_length: int) -> slice:
+    """The blank frames of the context."""
+    if occlude is None:
+        return NO_GAP
+    start, length = occlude if len(occlude) == 2 else (-1, 0)
+    if start < 0 or length < 1 or start + length > context_length:
+        raise ValueError(
+            f"occlude is {occlude}: must be [start, length] within the {context_length} context "
+            "frames, start from 0, length from 1"
+        )
+    return slice(start, start + length)
 
 
 def _speed_range(speed: float | Sequence[float]) -> tuple[float, float]:

@@ -403,3 +403,40 @@ def test_missing_file_and_text_file_are_refused_in_one_line(tmp_path):
     path.write_text("404")
     with pytest.raises(ValueError, match=r"not a \.npy file"):
         data.setup("test")
+
+
+# --- hidden frames -------------------------------------------------------------------------------
+
+
+def test_occlusion_blanks_frames_of_the_context_and_nothing_else():
+    hidden = epoch(datamodule_set_up(occlude=[3, 4]).test_dataloader())
+    seen = epoch(datamodule_set_up().test_dataloader())
+    assert (hidden["context"][:, 3:7] == 0).all()
+    for frames in (slice(0, 3), slice(7, 10)):
+        assert torch.equal(hidden["context"][:, frames], seen["context"][:, frames])
+    assert torch.equal(hidden["target"], seen["target"])
+    assert (seen["context"][:, 3:7] > 0).any()
+
+
+def test_occlusion_blanks_the_files_frames_but_not_the_file(tmp_path):
+    frames = np.full((20, 3, 64, 64), 7, dtype=np.uint8)
+    path = save(tmp_path / "test.npy", frames)
+    data = datamodule_set_up(test_file=path, occlude=[9, 1])
+    for _ in range(2):
+        batch = epoch(data.test_dataloader())
+        assert (batch["context"][:, :9] == 7).all()
+        assert (batch["context"][:, 9] == 0).all()
+        assert (batch["target"] == 7).all()
+    assert (np.load(path) == 7).all()
+
+
+@pytest.mark.parametrize("occlude", [[3], [-1, 2], [0, 0], [8, 3], [1, 2, 3]])
+def test_occlusion_outside_of_the_context_is_refused(occlude):
+    with pytest.raises(ValueError, match="within the 10 context frames"):
+        datamodule(occlude=occlude)
+
+
+def datamodule_set_up(**options):
+    data = datamodule(**options)
+    data.setup("test")
+    return data
