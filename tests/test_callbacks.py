@@ -18,20 +18,22 @@ def metrics(scale, steps=4):
     return values.summary()
 
 
-def test_the_table_has_a_row_for_each_metric_with_the_baseline_beside_the_model():
+def test_the_table_has_the_last_frames_metrics_below_the_models():
     model, baseline = metrics(0.9), metrics(0.5)
     table = metrics_table(model, baseline)
-    columns = [list(column.cells) for column in table.columns]
-    assert columns[0] == [LABELS[name] for name in METRICS]
-    assert [column.header for column in table.columns] == ["metric", "mean", "+1", "+2", "+4"]
-    assert columns[1][0] == f"{model['mse']:.2f} / {baseline['mse']:.2f}"
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert list(columns) == ["metric", "forecast by", "mean", "+1", "+2", "+4"]
+    assert columns["metric"][::2] == [LABELS[name] for name in METRICS]
+    assert columns["forecast by"] == ["the model", "the last frame"] * len(METRICS)
+    assert columns["mean"][:2] == [f"{model['mse']:.2f}", f"{baseline['mse']:.2f}"]
     last = model["ssim_by_lead_time"][3], baseline["ssim_by_lead_time"][3]
-    assert columns[4][2] == f"{last[0]:.4f} / {last[1]:.4f}"
+    assert columns["+4"][4:6] == [f"{last[0]:.4f}", f"{last[1]:.4f}"]
 
 
 def test_one_step_makes_one_column():
     table = metrics_table(metrics(0.9, steps=1), metrics(0.5, steps=1))
-    assert [column.header for column in table.columns] == ["metric", "mean", "+1"]
+    headers = [column.header for column in table.columns]
+    assert headers == ["metric", "forecast by", "mean", "+1"]
 
 
 def test_the_curve_is_a_picture(tmp_path):

@@ -15,12 +15,16 @@ from convlstm.metrics import METRICS
 from convlstm.module import VideoPredictor
 
 LABELS = {
-    "mse": "MSE (sum over a frame)",
-    "mae": "MAE (sum over a frame)",
-    "ssim": "SSIM (data range 1)",
-    "ssim_range2": "SSIM (data range 2, as in published tables)",
+    "mse": "MSE",
+    "mae": "MAE",
+    "ssim": "SSIM",
+    "ssim_range2": "SSIM (range 2)",
     "psnr": "PSNR (dB)",
 }
+CAPTION = (
+    "MSE and MAE are summed over a frame. SSIM has data range 1; with range 2 it is what published "
+    "Moving MNIST tables print."
+)
 Values = dict[str, Tensor]
 
 
@@ -52,19 +56,24 @@ class TestReport(Callback):
 
 
 def metrics_table(model: Values, baseline: Values) -> Table:
-    """A row for each metric, a column for the mean and for the first, middle and last lead time."""
+    """Two rows for each metric; columns for the mean and the first, middle and last lead time."""
     steps = len(model["mse_by_lead_time"])
     leads = sorted({1, (steps + 1) // 2, steps})
-    table = Table(title=f"Forecasts of {steps} frames: model / repeating the last frame")
+    table = Table(title=f"Forecasts of {steps} frames", caption=CAPTION)
     table.add_column("metric")
-    table.add_column("mean", justify="right")
-    for lead in leads:
-        table.add_column(f"+{lead}", justify="right")
+    table.add_column("forecast by")
+    for heading in ("mean", *(f"+{lead}" for lead in leads)):
+        table.add_column(heading, justify="right")
     for name in METRICS:
-        curves = model[f"{name}_by_lead_time"], baseline[f"{name}_by_lead_time"]
-        cells = [_pair(name, model[name], baseline[name])]
-        cells += [_pair(name, curves[0][lead - 1], curves[1][lead - 1]) for lead in leads]
-        table.add_row(LABELS[name], *cells)
+        digits = 4 if name.startswith("ssim") else 2
+        for label, values, style in (
+            (LABELS[name], model, "bold"),
+            ("", baseline, "dim"),
+        ):
+            curve = values[f"{name}_by_lead_time"]
+            numbers = [values[name], *(curve[lead - 1] for lead in leads)]
+            cells = [f"{number.item():.{digits}f}" for number in numbers]
+            table.add_row(label, "the model" if label else "the last frame", *cells, style=style)
     return table
 
 
@@ -79,7 +88,7 @@ def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
         ):
             axes.plot(leads, values[f"{name}_by_lead_time"], label=label, **style)
         axes.set_xlabel("lead time (frames)")
-        axes.set_title(LABELS[name], fontsize=10)
+        axes.set_title(f"{LABELS[name]} of a frame", fontsize=10)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -87,11 +96,6 @@ def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
     figure.axes[0].legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
-
-
-def _pair(name: str, model: Tensor, baseline: Tensor) -> str:
-    digits = 4 if name.startswith("ssim") else 2
-    return f"{model.item():.{digits}f} / {baseline.item():.{digits}f}"
 
 
 def _plain(values: Values) -> dict[str, float | list[float]]:

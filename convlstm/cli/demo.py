@@ -12,7 +12,7 @@ from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import train
 from convlstm.cli.parser import OneLineErrors
 
-STEPS = 1600
+STEPS = 1200
 TEST_CLIPS = 500
 PICTURES = 8
 # One digit on a small frame: what a CPU can learn in minutes.
