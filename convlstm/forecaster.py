@@ -5,26 +5,33 @@ their own resolution follow X. Shi et al. 2017, https://arxiv.org/abs/1706.03458
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm.cells import Peephole
-from convlstm.layers import ConvLSTM
-from convlstm.layers.lstm import State
+from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.patches import from_patches, to_patches
 
+Cell = Literal["lstm", "gru", "rnn"]
 Feedback = Literal["unconditional", "autoregressive"]
 Output = Literal["linear", "sigmoid"]
+State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c)
+
+LAYERS: dict[str, type[ConvLSTM | ConvGRU | ConvRNN]] = {
+    "lstm": ConvLSTM,
+    "gru": ConvGRU,
+    "rnn": ConvRNN,
+}
 
 
 class EncoderForecaster(nn.Module):
     """Continues a video by any number of frames.
 
     Frames are cut into patches (space-to-depth). The encoder is a stack of stages, each an optional
-    strided convolution and one `ConvLSTM`; its states after the context are the first states of the
+    strided convolution and one recurrence; its states after the context are the first states of the
     forecaster, stage by stage. The forecaster runs either
 
     - `unconditional` (the paper's): without input, from the last stage back to the first, each
@@ -40,10 +47,11 @@ class EncoderForecaster(nn.Module):
         hidden_sizes: Hidden channels of each stage; its length is the number of stages.
         kernel_size: Input kernel, one for all stages or one a stage.
         hidden_kernel_size: Hidden kernel, likewise; the input's if None.
+        cell: The recurrence: "lstm" (`ConvLSTM`), "gru" (`ConvGRU`) or "rnn" (`ConvRNN`).
         downsample: Factor by which a stage's map is smaller than that of the stage before (for the
             first stage: than the map of patches), one for all stages or one a stage.
         forecaster: "unconditional" or "autoregressive".
-        peephole: "none", "channel" or "full"; see `ConvLSTM`.
+        peephole: "none", "channel" or "full", for the cell "lstm"; see `ConvLSTM`.
         frame_size: (H, W) in pixels; needed by peephole "full" only, and then the only size.
         output: "linear", or "sigmoid" for frames that are probabilities in (0, 1).
 
@@ -59,6 +67,7 @@ class EncoderForecaster(nn.Module):
         hidden_sizes: list[int] | tuple[int, ...] = (64, 64),
         kernel_size: int | list[int] = 3,
         hidden_kernel_size: int | list[int] | None = None,
+        cell: Cell = "lstm",
         downsample: int | list[int] = 1,
         forecaster: Feedback = "unconditional",
         peephole: Peephole = "none",
@@ -73,6 +82,10 @@ class EncoderForecaster(nn.Module):
             raise ValueError(f"channels must be >= 1, got {channels}")
         if patch_size < 1:
             raise ValueError(f"patch_size must be >= 1, got {patch_size}")
+        if cell not in LAYERS:
+            raise ValueError(f"cell must be 'lstm', 'gru' or 'rnn', got {cell!r}")
+        if cell != "lstm" and peephole != "none":
+            raise ValueError(f"peephole is for the cell 'lstm', got {peephole!r} with {cell!r}")
         if forecaster not in ("unconditional", "autoregressive"):
             raise ValueError(
                 f"forecaster must be 'unconditional' or 'autoregressive', got {forecaster!r}"
@@ -97,16 +110,15 @@ class EncoderForecaster(nn.Module):
         strides = [patch_size * math.prod(factors[: stage + 1]) for stage in range(stages)]
         self.multiple = strides[-1]
 
-        def recurrence(stage: int, input_size: int) -> ConvLSTM:
-            return ConvLSTM(
-                input_size,
-                hidden_sizes[stage],
-                kernels[stage],
-                hidden_kernel_size=hidden_kernels[stage],
-                peephole=peephole,
-                batch_first=False,
-                frame_size=_map_size(frame_size, self.multiple, strides[stage]),
-            )
+        def recurrence(stage: int, input_size: int) -> nn.Module:
+            options: dict[str, Any] = {
+                "hidden_kernel_size": hidden_kernels[stage],
+                "batch_first": False,
+            }
+            if cell == "lstm":
+                size = _map_size(frame_size, self.multiple, strides[stage])
+                options |= {"peephole": peephole, "frame_size": size}
+            return LAYERS[cell](input_size, hidden_sizes[stage], kernels[stage], **options)
 
         depth = channels * patch_size**2
         inputs = [depth, *hidden_sizes[:-1]]
@@ -188,7 +200,8 @@ class EncoderForecaster(nn.Module):
 
     def _unroll(self, states: list[State], steps: int, size: torch.Size) -> Tensor:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""
-        h = states[-1][0]  # (1, B, H, h, w)
+        top = states[-1]
+        h = top if isinstance(top, Tensor) else top[0]  # (1, B, H, h, w)
         x = h.new_empty(steps, h.shape[1], 0, *h.shape[3:])
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):

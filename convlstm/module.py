@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convlstm.cells import Peephole
 from convlstm.checkpoint import read_checkpoint
-from convlstm.forecaster import EncoderForecaster, Feedback
+from convlstm.forecaster import Cell, EncoderForecaster, Feedback
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics
 from convlstm.pixels import check_unit, to_unit
@@ -32,10 +32,11 @@ class VideoPredictor(pl.LightningModule):
         hidden_sizes: Hidden channels of each stage; its length is the number of stages.
         kernel_size: Input kernel, one for all stages or one a stage.
         hidden_kernel_size: Hidden kernel, likewise; the input's if None.
+        cell: The recurrence: "lstm", "gru" or "rnn".
         downsample: Factor by which each stage's map is smaller than that of the stage before.
         forecaster: "unconditional" (runs on the copied states alone) or "autoregressive" (reads
             the frame it forecast last).
-        peephole: "none", "channel" or "full" (needs frame_size).
+        peephole: "none", "channel" or "full" (needs frame_size), for the cell "lstm".
         frame_size: [H, W] in pixels, for peephole "full" only.
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
         optimizer: "adam" or "adamw".
@@ -58,6 +59,7 @@ class VideoPredictor(pl.LightningModule):
         hidden_sizes: list[int] = [64, 64],  # noqa: B006 (never changed; None would hide the default)
         kernel_size: int | list[int] = 3,
         hidden_kernel_size: int | list[int] | None = None,
+        cell: Cell = "lstm",
         downsample: int | list[int] = 1,
         forecaster: Feedback = "unconditional",
         peephole: Peephole = "none",
@@ -101,6 +103,7 @@ class VideoPredictor(pl.LightningModule):
             hidden_sizes=hidden_sizes,
             kernel_size=kernel_size,
             hidden_kernel_size=hidden_kernel_size,
+            cell=cell,
             downsample=downsample,
             forecaster=forecaster,
             peephole=peephole,

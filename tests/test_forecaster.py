@@ -12,6 +12,7 @@ PAPER = [
     ([128, 64, 64], 9, 1, 8_830_480),
 ]
 KINDS = ["unconditional", "autoregressive"]
+CELLS = ["lstm", "gru", "rnn"]
 
 
 @pytest.mark.parametrize(("hidden_sizes", "kernel", "hidden_kernel", "count"), PAPER)
@@ -41,14 +42,16 @@ def test_any_frame_size_and_any_number_of_steps(kind, downsample, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("downsample", [1, [1, 2]])
-def test_every_parameter_gets_a_gradient(kind, downsample):
+def test_every_parameter_gets_a_gradient(kind, cell, downsample):
     network = EncoderForecaster(
         patch_size=2,
         hidden_sizes=[4, 5],
+        cell=cell,
         downsample=downsample,
         forecaster=kind,
-        peephole="channel",
+        peephole="channel" if cell == "lstm" else "none",
     )
     network(torch.rand(2, 3, 1, 16, 16), 3).square().mean().backward()
     for name, parameter in network.named_parameters():
@@ -57,8 +60,9 @@ def test_every_parameter_gets_a_gradient(kind, downsample):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_frames_do_not_depend_on_the_number_of_steps(kind):
-    network = EncoderForecaster(hidden_sizes=[4, 4], forecaster=kind).double()
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_first_frames_do_not_depend_on_the_number_of_steps(kind, cell):
+    network = EncoderForecaster(hidden_sizes=[4, 4], forecaster=kind, cell=cell).double()
     frames = torch.rand(1, 4, 1, 16, 16, dtype=torch.float64)
     long = network(frames, 6)
     torch.testing.assert_close(network(frames, 2), long[:, :2], rtol=0, atol=1e-12)
@@ -124,6 +128,16 @@ def test_sigmoid_output_is_the_sigmoid_of_the_logits_and_feeds_back_probabilitie
     assert frames_out.max() < 1
 
 
+@pytest.mark.parametrize(("cell", "gates", "extra"), [("lstm", 4, 0), ("gru", 3, 1), ("rnn", 1, 0)])
+def test_a_cell_has_the_parameters_of_its_gates(cell, gates, extra):
+    network = EncoderForecaster(patch_size=2, hidden_sizes=[5], cell=cell)
+    encoder = gates * 5 * (4 + 5) * 9 + (gates + extra) * 5
+    forecaster = gates * 5 * 5 * 9 + (gates + extra) * 5
+    head = 5 * 4 + 4
+    count = sum(p.numel() for p in network.parameters())
+    assert count == encoder + forecaster + head
+
+
 def test_full_peephole_is_built_for_each_stages_padded_map():
     network = EncoderForecaster(
         patch_size=2, hidden_sizes=[3, 3], downsample=[1, 2], peephole="full", frame_size=(14, 9)
@@ -146,6 +160,8 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
         ({"output": "tanh"}, "output .* 'tanh'"),
         ({"peephole": "full"}, "frame_size"),
         ({"peephole": "some"}, "peephole"),
+        ({"cell": "conv"}, "cell .* 'conv'"),
+        ({"cell": "gru", "peephole": "channel"}, "'channel' with 'gru'"),
     ],
 )
 def test_bad_arguments_name_value_and_expectation(arguments, named):

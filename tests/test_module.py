@@ -143,6 +143,15 @@ def test_training_learns_one_batch_by_heart(tmp_path, loss, forecaster):
     assert last < 0.5 * first
 
 
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_the_other_recurrences_train_and_forecast(tmp_path, cell):
+    model = build(cell=cell)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer(tmp_path, max_steps=2).fit(model, DataLoader(clips(4), batch_size=2))
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert model.forecast(torch.rand(4, 1, 8, 8), 5).shape == (5, 1, 8, 8)
+
+
 def test_onecycle_moves_at_every_step_and_ends_with_max_steps(tmp_path):
     model = build(learning_rate=0.01, warmup=0.3)
     rates = []

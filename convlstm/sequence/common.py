@@ -32,9 +32,9 @@ def input_gates(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channe
 def input_gradients(
     ctx: Any, d_gates: Tensor, x: Tensor, weight_ih: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight_ih and bias, the first three inputs with a gradient, in one call each.
+    """Gradients of x, weight_ih and bias, each in one call over all steps; None if not wanted.
 
-    The function's inputs begin with x, weight_ih, weight_hh, bias.
+    `ctx` is that of a function whose inputs begin with x, weight_ih, weight_hh, bias.
     """
     d_x = d_weight_ih = d_bias = None
     flat = d_gates.flatten(0, 1)
