@@ -101,15 +101,15 @@ def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[
     if min(x.shape[3:]) < window:
         return [x.new_full(x.shape[:2], torch.nan) for _ in data_ranges]
 
-    def mean(values: Tensor) -> Tensor:
-        flat = values.flatten(0, 1)
-        # A box filter in two passes; double, because a variance is a difference of large sums.
-        flat = F.avg_pool2d(flat.double(), (window, 1), stride=1)
+    def mean(values: Tensor) -> Tensor:  # a box filter in two passes
+        flat = F.avg_pool2d(values.flatten(0, 1), (window, 1), stride=1)
         return F.avg_pool2d(flat, (1, window), stride=1).unflatten(0, values.shape[:2])
 
+    # A variance is a difference of large sums; Apple's GPUs have no float64.
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    x, y = x.to(exact), y.to(exact)
     sample = window**2 / (window**2 - 1)
     mean_x, mean_y = mean(x), mean(y)
-    x, y = x.double(), y.double()
     var_x = sample * (mean(x * x) - mean_x * mean_x)
     var_y = sample * (mean(y * y) - mean_y * mean_y)
     cov = sample * (mean(x * y) - mean_x * mean_y)
