@@ -4,17 +4,18 @@
 
 In one run, interleaved, medians. Columns: this project; a textbook cell (concatenate, convolve,
 split; autograd, channels first); the floor: the same convolutions alone, the input's in one call
-over all steps, channels last. Peak memory is the growth of the process's largest resident size
-(`ru_maxrss`) over a training step, each in a process of its own.
+over all steps, channels last. Peak memory is the growth of a process's largest resident size
+(`VmHWM`, Linux) over a training step, each in a process of its own. Run it on an idle machine:
+threads that wait for each other lose most.
 """
 
 import argparse
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -114,10 +115,16 @@ def peak_memory(case: str, column: str, threads: int) -> float:
     """MiB that a training step adds to the largest resident size of a fresh process."""
     torch.set_num_threads(threads)
     run = step(case, column)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = largest_resident_size()
     run()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return largest_resident_size() - before
+
+
+def largest_resident_size() -> float:
+    """VmHWM of this process in MiB; unlike ru_maxrss it is not the parent's to begin with."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -25,6 +25,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder: name the checkpoint file in it")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no checkpoint, or a truncated one")
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError(f"{path} is damaged: its checksums do not agree")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
@@ -32,6 +35,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}"
         ) from error
     keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-    if "state_dict" not in keys or "hidden_sizes" not in checkpoint.get("hyper_parameters", {}):
+    if "state_dict" not in keys or "hidden_sizes" not in (checkpoint.get("hyper_parameters") or ()):
         raise ValueError(f"{path} is not a checkpoint of a VideoPredictor")
     return dict(checkpoint)

@@ -180,9 +180,15 @@ class VideoPredictor(pl.LightningModule):
         """
         if isinstance(checkpoint_path, str | Path):
             read_checkpoint(checkpoint_path)
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
-        )
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            text = " ".join(str(error).split())
+            raise ValueError(f"{checkpoint_path}: weights and options differ: {text}") from error
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""

@@ -45,6 +45,18 @@ def write_damaged(path, whole):
     path.write_bytes(content)
 
 
+def write_flipped_weights(path, whole):
+    content = bytearray(whole.read_bytes())
+    weights = torch.load(whole, weights_only=True)["state_dict"]["network.encoder.0.weight_hh_l0"]
+    start = content.index(weights.numpy().tobytes())
+    content[start : start + 8] = bytes(8)
+    path.write_bytes(content)
+
+
+def write_no_options(path, whole):
+    torch.save({"state_dict": {}, "hyper_parameters": None}, path)
+
+
 def write_another_model(path, whole):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, path)
 
@@ -73,7 +85,9 @@ def write_pickle(path, whole):
         (write_text, "no checkpoint, or a truncated one"),
         (write_truncated, "no checkpoint, or a truncated one"),
         (write_pickle, "no checkpoint, or a truncated one"),
-        (write_damaged, "cannot be read as a checkpoint"),
+        (write_damaged, "is damaged"),
+        (write_flipped_weights, "is damaged"),
+        (write_no_options, "not a checkpoint of a VideoPredictor"),
         (write_another_model, "not a checkpoint of a VideoPredictor"),
         (write_bare_tensor, "not a checkpoint of a VideoPredictor"),
         (write_code, "cannot be read as a checkpoint"),
@@ -93,3 +107,12 @@ def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path, checkpoint, write,
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         VideoPredictor.load_from_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_weights_that_do_not_fit_the_options_are_one_line(tmp_path, checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["hidden_sizes"] = [5]
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt: weights and options differ") as caught:
+        VideoPredictor.load_from_checkpoint(tmp_path / "other.ckpt")
+    assert "\n" not in str(caught.value)

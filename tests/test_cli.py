@@ -1,5 +1,6 @@
 """The command in this process; `test_main_job.py` runs it as a user does."""
 
+import signal
 import subprocess
 import sys
 
@@ -136,6 +137,45 @@ def test_predict_refuses_two_clips_of_one_name(config, capsys):
     assert "both be written as forecasts/clip.gif" in fails(capsys, 1, *words)
 
 
+def test_predict_never_overwrites_a_clip(config, capsys):
+    np.save("clip.npy", np.zeros((4, 32, 32), dtype=np.uint8))
+    words = ["predict", "clip.npy", "--ckpt_path", "x.ckpt", "--out", "."]
+    assert "clip.npy would be overwritten" in fails(capsys, 1, *words)
+
+
+def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):
+    main(["fit", "-c", config])
+    before = (tmp_path / "runs/small/config.yaml").read_text()
+    assert "not the demo's" in fails(capsys, 1, "demo", "--out", "runs/small")
+    assert (tmp_path / "runs/small/config.yaml").read_text() == before
+
+
+def test_a_run_keeps_the_length_that_its_learning_rate_was_planned_for(config, tmp_path, capsys):
+    main(["fit", "-c", config])
+    before = (tmp_path / "runs/small/config.yaml").read_text()
+    words = ["fit", "-c", config, "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    assert "planned for 2 steps" in fails(capsys, 1, *words)
+    assert (tmp_path / "runs/small/config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_training_ends_with_130_and_one_line(config):
+    words = ["fit", "-c", config, "--trainer.max_steps", "100000", "--model.hidden_sizes", "[32]"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "convlstm", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 1 of"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors == "convlstm fit: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "named"),
     [
@@ -145,7 +185,7 @@ def test_predict_refuses_two_clips_of_one_name(config, capsys):
         (["fit", "-c", "none.yaml"], 2, "none.yaml"),
         (["fit", "-c", "small.yaml", "--model.hidden_size", "4"], 2, "--model.hidden_size"),
         (["fit", "-c", "small.yaml", "--trainer.max_steps", "many"], 2, "many"),
-        (["fit", "-c", "small.yaml", "--data.digits", "letters"], 2, "letters"),
+        (["fit", "-c", "small.yaml", "--data.digits", "letters"], 2, "convlstm fit: error: "),
         (["fit", "-c", "wrong.yaml"], 2, "hidden"),
         (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),
         (["fit", "-c", "small.yaml", "--data.frame_size", "20"], 1, "frame_size is 20"),

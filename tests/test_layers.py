@@ -385,3 +385,19 @@ def test_full_peephole_refuses_frames_of_another_size():
     layer = ConvLSTM(2, 3, peephole="full", frame_size=(4, 4))
     with pytest.raises(ValueError, match=r"frames of \(4, 4\), got \(4, 5\)"):
         layer(torch.zeros(1, 1, 2, 4, 5))
+
+
+def test_a_state_of_another_kind_raises():
+    x, h = torch.zeros(2, 3, 2, 4, 4), torch.zeros(1, 2, 3, 4, 4)
+    with pytest.raises(ValueError, match="pair"):
+        ConvLSTM(2, 3)(x, h)
+    with pytest.raises(ValueError, match="2 parts, got 1"):
+        ConvLSTM(2, 3)(x, (h,))
+
+
+def test_a_state_made_under_autocast_goes_on_without_it():
+    layer = ConvLSTM(2, 3)
+    x = torch.rand(1, 3, 2, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = layer(x)
+    assert layer(x, state)[0].dtype == torch.float32

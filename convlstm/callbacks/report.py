@@ -92,7 +92,7 @@ def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     figure.axes[0].legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -72,8 +72,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after `convlstm`; those of the command line if None.
 
     Returns:
-        The exit status: 0; 1 when something failed; 2 for a mistake in the arguments; 130 after
-        Ctrl-C.
+        The exit status: 0; 2 for words that the command does not take; 1 when something failed, be
+        it for a value out of range; 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):

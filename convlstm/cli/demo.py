@@ -11,6 +11,7 @@ from rich.console import Console
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import train
 from convlstm.cli.parser import OneLineErrors
+from convlstm.files import replacing
 
 STEPS = 1200
 TEST_CLIPS = 500
@@ -40,6 +41,8 @@ OPTIONS = {
 class DemoParser(OneLineErrors, ArgumentParser):
     """The parser of `convlstm demo`."""
 
+    command = "convlstm demo"
+
 
 def run(args: Sequence[str]) -> int:
     """Trains, tests in a new process, and says where to look."""
@@ -54,7 +57,12 @@ def run(args: Sequence[str]) -> int:
     out = Path(parser.parse_args(list(args)).out)
     console = Console(soft_wrap=True)
     last = out / "checkpoints" / "last.ckpt"
+    marker = out / ".demo"
+    if last.exists() and not marker.exists():
+        raise ValueError(f"{out} holds a run that is not the demo's: choose another --out")
     done = read_checkpoint(last)["global_step"] if last.exists() else 0
+    with replacing(marker) as temporary:
+        temporary.write_text("This folder is a demo's.\n", encoding="utf-8")
 
     if done < STEPS:
         console.rule("1/2 Training a small model on bouncing digits")

@@ -6,11 +6,15 @@ from jsonargparse import ArgumentParser
 
 
 class OneLineErrors(ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that says what is wrong in one line.
+
+    Attributes:
+        command: What the user called; the parsers of nested options do not know it.
+    """
+
+    command = "convlstm"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        prog = parser.prog.replace(" [options]", "")
         text = " ".join(message.split())
-        self.exit(2, f"{prog}: error: {text} (see {prog} --help)\n")
+        self.exit(2, f"{self.command}: error: {text} (see {self.command} --help)\n")

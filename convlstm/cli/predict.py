@@ -16,9 +16,13 @@ from convlstm.module import VideoPredictor
 from convlstm.render import save_gif, save_strip
 from datamodules import read_clip
 
+KINDS = (".gif", ".png", ".npy")  # what is written for each clip
+
 
 class PredictParser(OneLineErrors, ArgumentParser):
     """The parser of `convlstm predict`."""
+
+    command = "convlstm predict"
 
 
 def run(args: Sequence[str]) -> int:
@@ -28,7 +32,13 @@ def run(args: Sequence[str]) -> int:
     out = Path(options.out)
     twice = {p.stem for p in paths if sum(p.stem == other.stem for other in paths) > 1}
     if twice:
-        raise ValueError(f"two files would both be written as {out / sorted(twice)[0]}.gif")
+        raise ValueError(
+            f"two files would both be written as {out / sorted(twice)[0]}.gif: forecast them one "
+            "after the other with different --out"
+        )
+    for path in paths:
+        if path.resolve() in {(out / f"{path.stem}{kind}").resolve() for kind in KINDS}:
+            raise ValueError(f"{path} would be overwritten by its forecast: choose another --out")
     model = VideoPredictor.load_from_checkpoint(options.ckpt_path)
     context = options.context or model.hparams["context_length"]
 
@@ -103,7 +113,7 @@ def _context(path: Path, length: int, channels: int) -> torch.Tensor:
 
 def _write(stem: Path, clip: torch.Tensor, forecast: torch.Tensor) -> Path:
     """Writes the three files of a forecast; returns the GIF's path."""
-    gif, strip, frames = (stem.with_name(stem.name + suffix) for suffix in (".gif", ".png", ".npy"))
+    gif, strip, frames = (stem.with_name(stem.name + kind) for kind in KINDS)
     with replacing(frames) as temporary:
         np.save(temporary, forecast.numpy())
     save_strip(strip, clip, forecast)

@@ -57,6 +57,7 @@ def run(verb: str, args: Sequence[str]) -> int:
         text = "give a configuration file, such as -c configs/moving_mnist.yaml"
         print(f"convlstm {verb}: error: {text} (see convlstm {verb} --help)", file=sys.stderr)
         return 2
+    TrainParser.command = f"convlstm {verb}"
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -174,8 +175,15 @@ class VideoCLI(LightningCLI):
         if name in ("best", "last"):
             name = str(folder / f"{name}.ckpt")
         if name is not None:
-            read_checkpoint(name)
+            checkpoint = read_checkpoint(name)
             config.ckpt_path = name
+            for schedule in checkpoint.get("lr_schedulers", ()):
+                steps = schedule.get("total_steps", config.trainer.max_steps)
+                if self.config.subcommand == "fit" and steps != config.trainer.max_steps:
+                    raise ValueError(
+                        f"the learning rate of {name} was planned for {steps} steps: continue it "
+                        f"with --trainer.max_steps {steps}, not {config.trainer.max_steps}"
+                    )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with what every run has."""
@@ -209,7 +217,12 @@ class VideoCLI(LightningCLI):
         count = sum(p.numel() for p in self.model.parameters())
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
-        self.trainer.fit(**kwargs)
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
         best = self.trainer.checkpoint_callback
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             score = f"val/mse {best.best_model_score:.2f}"

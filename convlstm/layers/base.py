@@ -17,7 +17,12 @@ class ConvRecurrence(nn.Module, ABC):
 
     Shapes: B batch, T steps, C input and H hidden channels, D directions, L layers, h×w frame.
     Inside, time comes first, and a state is a tuple of its parts.
+
+    Attributes:
+        state_parts: 1 for h, 2 for h and c.
     """
+
+    state_parts = 1
 
     def __init__(
         self,
@@ -137,6 +142,8 @@ class ConvRecurrence(nn.Module, ABC):
                 f"expected a sequence (B, T, {self.input_size}, h, w) or (T, {self.input_size}, "
                 f"h, w) with T >= 1; got, time first, shape {tuple(x.shape)}"
             )
+        if state is not None and len(state) != self.state_parts:
+            raise ValueError(f"expected a state of {self.state_parts} parts, got {len(state)}")
         layers = self.num_layers * self.num_directions
         expected = (layers, x.shape[1], self.hidden_size, *x.shape[3:])
         for name, part in zip(STATE_NAMES, state or (), strict=False):

@@ -45,6 +45,8 @@ class ConvLSTM(ConvRecurrence):
     Source: https://arxiv.org/abs/1506.04214, equation 3.
     """
 
+    state_parts = 2
+
     def __init__(
         self,
         input_size: int,
@@ -105,6 +107,8 @@ class ConvLSTM(ConvRecurrence):
         Raises:
             ValueError: x, state or lengths are not what the layer expects.
         """
+        if isinstance(state, Tensor):
+            raise ValueError("expected the state as a pair (h, c), got one tensor")
         output, (h, c) = self._stack(x, state, lengths)
         return output, (h, c)
 

@@ -12,10 +12,9 @@ from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv
 
 
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
-    """All tensors in autocast's dtype, where autocast is on for the device of x."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return [x, *others]
-    dtype = torch.get_autocast_dtype(x.device.type)
+    """All tensors in one dtype: autocast's where it is on for the device of x, else that of x."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return [None if value is None else value.to(dtype) for value in (x, *others)]
 
 
