@@ -128,6 +128,7 @@ def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkey
     )
     stopped = subprocess.run([sys.executable, "-c", code, *first], check=False)
     assert stopped.returncode == 3
+    (tmp_path / "demo" / ".demo").touch()  # what the demo writes before it trains
     assert demo.run([]) == 0
     printed = capfd.readouterr().out
     assert "the last frame" in printed
