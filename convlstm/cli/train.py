@@ -219,8 +219,8 @@ class VideoCLI(LightningCLI):
         console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
         try:
             self.trainer.fit(**kwargs)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            if self.trainer.interrupted:
+        except SystemExit as error:  # Lightning makes this of Ctrl-C, with status 1
+            if error.code == 1 and self.trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
         best = self.trainer.checkpoint_callback
