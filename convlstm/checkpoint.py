@@ -1,6 +1,7 @@
 """Reading checkpoints, with one clear line for each way in which that can go wrong."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,3 +39,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if "state_dict" not in keys or "hidden_sizes" not in (checkpoint.get("hyper_parameters") or ()):
         raise ValueError(f"{path} is not a checkpoint of a VideoPredictor")
     return dict(checkpoint)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of most steps among a run's, and its content; None if there is none.
+
+    A damaged one is passed over with a warning. Of two at the same step, `last.ckpt` wins.
+
+    Raises:
+        ValueError: There are checkpoints, and all of them are damaged.
+    """
+    paths = sorted(folder.glob("[!.]*.ckpt"), key=lambda path: (path.stem != "last", path.stem))
+    best: tuple[Path, dict[str, Any]] | None = None
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"passed over: {error}", RuntimeWarning, stacklevel=2)
+            continue
+        if best is None or _steps(checkpoint) > _steps(best[1]):
+            best = path, checkpoint
+    if paths and best is None:
+        raise ValueError(f"none of the checkpoints in {folder} can be read: train anew elsewhere")
+    return best
+
+
+def _steps(checkpoint: dict[str, Any]) -> int:
+    return int(checkpoint.get("global_step", 0))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PREFIX = ".tmp-"  # of temporary names
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -27,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             name. Also when the block has written nothing.
     """
     target = Path(path)
-    temporary = target.with_name(f".tmp-{secrets.token_hex(8)}{target.suffix}")
+    temporary = target.with_name(f"{PREFIX}{secrets.token_hex(8)}{target.suffix}")
     _make_directory(target)
     try:
         yield temporary
@@ -41,6 +43,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `replacing` left in a folder when the process was killed while it wrote."""
+    for path in folder.glob(f"{PREFIX}*"):
+        path.unlink(missing_ok=True)
 
 
 def _make_directory(target: Path) -> None:

@@ -201,7 +201,7 @@ class VideoPredictor(pl.LightningModule):
             logits=True,
         )
         loss = self.loss(raw, target)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
         return loss
 
     @property
@@ -210,10 +210,12 @@ class VideoPredictor(pl.LightningModule):
         steps = self.hparams["scheduled_sampling_steps"]
         return max(0.0, 1 - self.global_step / steps) if steps else 0.0
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Adds a batch to the validation metrics, and returns its forecasts (B, steps, C, H, W)."""
         context, target = self._frames(batch)
-        self.val_metrics.update(self(context, target.shape[1]), target)
+        forecast: Tensor = self(context, target.shape[1])
+        self.val_metrics.update(forecast, target)
+        return forecast
 
     def on_validation_epoch_start(self) -> None:
         """Forgets what an earlier validation has added up."""
@@ -253,6 +255,7 @@ class VideoPredictor(pl.LightningModule):
                 f"{prefix}{joint}{name}",
                 values[name].float(),
                 prog_bar=prefix == "val" and name == "mse",
+                sync_dist=True,  # they are the same on all processes
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -88,22 +88,37 @@ def save_gif(
         OSError: If the file cannot be written.
     """
     _check_suffix(path, ".gif")
+    data = encode_gif(context, forecast, truth, fps=fps, scale=scale)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode_gif(
+    context: ArrayLike,
+    forecast: ArrayLike,
+    truth: ArrayLike | None = None,
+    *,
+    fps: float = 5.0,
+    scale: int | None = None,
+) -> bytes:
+    """The content of the file that `save_gif` writes."""
     if not 0.1 <= fps <= 50:  # viewers show frames of less than 2/100 s slower, not faster
         raise ValueError(f"fps is {fps}, expected a number from 0.1 to 50")
     clips = _checked(context, forecast, truth)
     indices, palette = _indexed(_animation(clips, scale), clips)
     durations = [10 * round(100 / fps)] * len(indices)  # milliseconds
     durations[-1] += 1500
-    with replacing(path) as temporary:
-        iio.imwrite(
-            temporary,
-            indices,
-            plugin="pillow",
-            is_batch=True,
-            palette=palette.tobytes(),
-            duration=durations,
-            loop=0,
-        )
+    data: bytes = iio.imwrite(
+        "<bytes>",
+        indices,
+        plugin="pillow",
+        extension=".gif",
+        is_batch=True,
+        palette=palette.tobytes(),
+        duration=durations,
+        loop=0,
+    )
+    return data
 
 
 def save_strip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,7 +112,35 @@ class VideoDataModule(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals,
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """What the position in the training data depends on, for a checkpoint."""
+        trainer = self.trainer
+        if trainer is None or self.train_set is None:
+            return {}
+        step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        epoch = len(self.train_set)  # type: ignore[arg-type]  # map-style datasets have a length
+        return {"samples_per_step": step, "samples_per_epoch": epoch, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Checks that a resumed training goes on at the very next sample.
+
+        Raises:
+            ValueError: Batch size, devices, epoch or seed differ from the checkpoint's.
+        """
+        now = self.state_dict()
+        for name, hint in (
+            ("samples_per_step", "keep batch_size x devices x accumulate_grad_batches"),
+            ("samples_per_epoch", "keep the training data"),
+            ("seed", "keep the data's seed"),
+        ):
+            if name in now and state_dict.get(name, now[name]) != now[name]:
+                raise ValueError(
+                    f"the checkpoint was trained with {name} {state_dict[name]}, this run has "
+                    f"{now[name]}, and some samples would be repeated: {hint} as it was"
+                )
 
 
 class EndlessSampler(DistributedSampler[int]):
@@ -232,6 +261,12 @@ def collate(samples: Batch | list[Batch]) -> Batch:
         return samples
     batch: Batch = default_collate(samples)
     return batch
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM, which a whole job gets, are for the training process to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def require_at_least(minimum: int, **options: int) -> None:

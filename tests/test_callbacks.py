@@ -4,10 +4,10 @@ import imageio.v3 as iio
 import pytest
 import torch
 import yaml
+from convlstm.callbacks.run import environment
 
 from convlstm.callbacks import AtomicCheckpointIO, ForecastWriter, RunRecord, run_checkpoints
 from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
-from convlstm.callbacks.run import environment
 from convlstm.metrics import METRICS, ForecastMetrics
 
 

@@ -1,15 +1,27 @@
 """What Lightning's hooks call while a run trains or is tested."""
 
+from convlstm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
 from convlstm.callbacks.forecasts import ForecastWriter
+from convlstm.callbacks.guard import GradientGuard, NonFinite
+from convlstm.callbacks.interruption import Interruption, TrainingStopped
 from convlstm.callbacks.progress import ProgressBar
+from convlstm.callbacks.record import RunRecord
 from convlstm.callbacks.report import TestReport
-from convlstm.callbacks.run import AtomicCheckpointIO, RunRecord, run_checkpoints
+from convlstm.callbacks.seeds import StepSeeds
+from convlstm.callbacks.watch import ValidationWatch
 
 __all__ = [
     "AtomicCheckpointIO",
     "ForecastWriter",
+    "GradientGuard",
+    "Interruption",
+    "LastCheckpoint",
+    "NonFinite",
     "ProgressBar",
     "RunRecord",
+    "StepSeeds",
     "TestReport",
-    "run_checkpoints",
+    "TrainingStopped",
+    "ValidationWatch",
+    "best_checkpoint",
 ]

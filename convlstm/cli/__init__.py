@@ -93,7 +93,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"convlstm {verb}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("CONVLSTM_TRACEBACK") == "1":
             raise
         print(f"convlstm {verb}: error: {one_line(error)}", file=sys.stderr)

@@ -68,7 +68,7 @@ def run(args: Sequence[str]) -> int:
         console.rule("1/2 Training a small model on bouncing digits")
         words = [word for key, value in OPTIONS.items() for word in (f"--{key}", str(value))]
         words += ["--run_dir", str(out)]
-        train.run("fit", words + (["--ckpt_path", "last"] if done else []))
+        train.run("fit", [*words, "--resume"])
     else:
         console.print(f"{out} holds a finished demo: delete the folder to train it again")
     console.rule(f"2/2 Forecasting {TEST_CLIPS} clips it has not seen, in a new process")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
@@ -19,12 +20,19 @@ import datamodules  # noqa: F401 (so that configs may name its classes without t
 from convlstm.callbacks import (
     AtomicCheckpointIO,
     ForecastWriter,
+    GradientGuard,
+    Interruption,
+    LastCheckpoint,
+    NonFinite,
     ProgressBar,
     RunRecord,
+    StepSeeds,
     TestReport,
-    run_checkpoints,
+    TrainingStopped,
+    ValidationWatch,
+    best_checkpoint,
 )
-from convlstm.checkpoint import read_checkpoint
+from convlstm.checkpoint import newest_checkpoint, read_checkpoint
 from convlstm.cli.parser import OneLineErrors
 from convlstm.module import VideoPredictor
 from datamodules import VideoDataModule
@@ -50,6 +58,12 @@ SILENCED = (
     "(?s).*JSONARGPARSE_DEPRECATION_WARNINGS",  # and this
 )
 
+OUT_OF_MEMORY = (
+    "the memory does not suffice: lower --data.batch_size (and raise "
+    "--trainer.accumulate_grad_batches as much, which keeps the result), choose "
+    "--trainer.precision bf16-mixed, or a smaller model (--model.hidden_sizes)"
+)
+
 
 def run(verb: str, args: Sequence[str]) -> int:
     """Runs `fit`, `validate` or `test` with the words that follow it; returns the exit status."""
@@ -61,6 +75,7 @@ def run(verb: str, args: Sequence[str]) -> int:
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         for message in SILENCED:
             warnings.filterwarnings("ignore", message)
         try:
@@ -93,7 +108,19 @@ def run(verb: str, args: Sequence[str]) -> int:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
             raise
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            # The CPU's allocator raises nothing more particular than RuntimeError.
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            raise MemoryError(OUT_OF_MEMORY) from error
     return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    """A warning in one line, without the place in the code that it comes from."""
+    print(f"{TrainParser.command}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class TrainParser(OneLineErrors, LightningArgumentParser):
@@ -104,6 +131,7 @@ class VideoCLI(LightningCLI):
     """LightningCLI with a run directory, and checkpoints that go by the names `best` and `last`."""
 
     run_dir: Path
+    first_step = 0  # of this training: more than 0 where it continues another
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -135,6 +163,19 @@ class VideoCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume",
+                action="store_true",
+                help="Continue the run in --run_dir from its newest whole checkpoint, as if it had "
+                "never stopped; a run without one begins.",
+            )
+            parser.add_argument(
+                "--nonfinite",
+                type=NonFinite,
+                default="stop",
+                help="What to do when loss or gradient is NaN or infinite: stop, or skip the step.",
+            )
         if subcommand == "test":
             parser.add_argument(
                 "--save_forecasts",
@@ -157,33 +198,46 @@ class VideoCLI(LightningCLI):
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
+        if config.trainer.val_check_interval == 0:
+            raise ValueError(
+                "trainer.val_check_interval must be above 0, got 0: to train without validations, "
+                "set trainer.limit_val_batches to 0"
+            )
         self._settle_checkpoint(config)
 
     def _settle_checkpoint(self, config: Any) -> None:
-        """Turns `best` and `last` into paths; a test without a checkpoint takes the best."""
+        """Turns `--resume`, `best` and `last` into a path."""
         folder = self.run_dir / "checkpoints"
         name = config.ckpt_path
+        checkpoint: dict[str, Any] | None = None
         if self.config.subcommand == "fit":
-            existing = sorted(folder.glob("*.ckpt"))
-            if name is None and existing:
-                raise ValueError(
-                    f"{self.run_dir} already holds a run: continue it with --ckpt_path last, or "
-                    "name another --run_dir"
-                )
-        elif name is None:
-            name = "best"
-        if name in ("best", "last"):
+            name, checkpoint = self._settle_resume(config, folder)
+        elif name in (None, "best", "last"):
+            if name is None:  # a training without validations has no best one
+                name = "best" if (folder / "best.ckpt").exists() else "last"
             name = str(folder / f"{name}.ckpt")
-        if name is not None:
+        if name is not None and checkpoint is None:
             checkpoint = read_checkpoint(name)
-            config.ckpt_path = name
-            for schedule in checkpoint.get("lr_schedulers", ()):
-                steps = schedule.get("total_steps", config.trainer.max_steps)
-                if self.config.subcommand == "fit" and steps != config.trainer.max_steps:
-                    raise ValueError(
-                        f"the learning rate of {name} was planned for {steps} steps: continue it "
-                        f"with --trainer.max_steps {steps}, not {config.trainer.max_steps}"
-                    )
+        config.ckpt_path = name
+        if checkpoint is not None and self.config.subcommand == "fit":
+            _check_schedule(name, checkpoint, config.trainer.max_steps)
+            self.first_step = checkpoint.get("global_step", 0)
+
+    def _settle_resume(self, config: Any, folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+        """The checkpoint that a training starts from, if any."""
+        if config.resume:
+            if config.ckpt_path is not None:
+                raise ValueError("give --resume or --ckpt_path, not both")
+            newest = newest_checkpoint(folder)
+            return (None, None) if newest is None else (str(newest[0]), newest[1])
+        if config.ckpt_path in ("best", "last"):
+            return str(folder / f"{config.ckpt_path}.ckpt"), None
+        if config.ckpt_path is None and any(folder.glob("[!.]*.ckpt")):
+            raise ValueError(
+                f"{self.run_dir} already holds a run: continue it with --resume, or name another "
+                "--run_dir"
+            )
+        return config.ckpt_path, None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with what every run has."""
@@ -194,15 +248,12 @@ class VideoCLI(LightningCLI):
             callbacks.append(ProgressBar())
         logger: Any = False
         if verb == "fit":
-            self._dump_config()
-            content = {**self.config_dump, "ckpt_path": None}  # a repetition starts anew
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            callbacks += [RunRecord(self.run_dir, text), *run_checkpoints(self.run_dir)]
             logger = config.trainer.logger
             if logger in (None, True):
-                logger = TensorBoardLogger(self.run_dir, name="logs", version="")
-            if logger:
-                callbacks.append(LearningRateMonitor("step"))
+                # Of a run that died, what was logged behind its checkpoint is logged again.
+                purge = self.first_step + 1 if self.first_step else None
+                logger = TensorBoardLogger(self.run_dir, name="logs", version="", purge_step=purge)
+            callbacks += self._fit_callbacks(config, bool(logger))
         elif verb == "test":
             callbacks.append(TestReport(self.run_dir / "test"))
             if config.save_forecasts is not None:
@@ -212,13 +263,41 @@ class VideoCLI(LightningCLI):
         trainer_config["plugins"] = [*(trainer_config["plugins"] or []), AtomicCheckpointIO()]
         return self._instantiate_trainer(trainer_config, callbacks)
 
+    def _fit_callbacks(self, config: Any, logs: bool) -> list[Callback]:
+        self._dump_config()
+        # Repeated from its configuration, a run starts anew.
+        content = {**self.config_dump, "ckpt_path": None, "resume": False}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        folder = self.run_dir / "checkpoints"
+        last = LastCheckpoint(folder)
+        seed = config.seed_everything
+        return [
+            RunRecord(self.run_dir, text),
+            StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
+            Interruption(last),
+            GradientGuard(config.nonfinite),
+            *([LearningRateMonitor("step"), ValidationWatch()] if logs else []),
+            best_checkpoint(folder),
+            last,
+        ]
+
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says what came of it."""
+        console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
+        if kwargs.get("ckpt_path"):
+            console.print(f"Going on from step {self.first_step}: {kwargs['ckpt_path']}")
         count = sum(p.numel() for p in self.model.parameters())
-        console = Console(soft_wrap=True, highlight=False)
         console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
         try:
             self.trainer.fit(**kwargs)
+        except TrainingStopped:
+            step = self.trainer.global_step
+            console.print(f"Stopped and saved at step {step}: continue with --resume")
+            raise
+        except FloatingPointError:  # the same on all processes: the first one says it
+            if self.trainer.is_global_zero:
+                raise
+            raise SystemExit(1) from None
         except SystemExit as error:  # Lightning makes this of Ctrl-C, with status 1
             if error.code == 1 and self.trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -238,3 +317,14 @@ class VideoCLI(LightningCLI):
 def _default_run_dir(config: Any) -> Path:
     files = config.config or []
     return Path("runs") / (Path(str(files[0])).stem if files else "run")
+
+
+def _check_schedule(name: str, checkpoint: dict[str, Any], max_steps: int) -> None:
+    """A schedule that ends with the run cannot end with a longer one."""
+    for schedule in checkpoint.get("lr_schedulers", ()):
+        steps = schedule.get("total_steps", max_steps)
+        if steps != max_steps:
+            raise ValueError(
+                f"the learning rate of {name} was planned for {steps} steps: continue it with "
+                f"--trainer.max_steps {steps}, not {max_steps}"
+            )

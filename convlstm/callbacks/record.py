@@ -1,6 +1,5 @@
-"""The run's directory: its configuration, the versions it ran with, and its checkpoints."""
+"""What ran: the configuration and the versions, in the run's directory."""
 
-import io
 import json
 import platform
 import subprocess
@@ -9,61 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 
 from convlstm.files import replacing
 
 PACKAGES = ("convlstm", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
-
-
-def run_checkpoints(run_dir: Path) -> list[Callback]:
-    """Keeps `checkpoints/best.ckpt` (lowest val/mse) and `checkpoints/last.ckpt` of a run."""
-    folder = run_dir / "checkpoints"
-    best = ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="val/mse", enable_version_counter=False
-    )
-    return [best, LastCheckpoint(folder / "last.ckpt")]
-
-
-class LastCheckpoint(Checkpoint):
-    """Saves after each validation and at the end of training.
-
-    Lightning's `ModelCheckpoint(save_last=True)` saves only when it also saves a new best one.
-
-    Args:
-        path: The checkpoint's file; each save replaces it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves, except in the trial validation before training."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the end of the run."""
-        trainer.save_checkpoint(self.path)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name, flushes it to disk and renames it."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Writes the checkpoint; the one of that name stays until the new one is whole.
-
-        Raises:
-            OSError: The file cannot be written, for example because the disk is full.
-        """
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
 
 
 class RunRecord(Callback):

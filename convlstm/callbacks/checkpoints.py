@@ -1,0 +1,126 @@
+"""The checkpoints of a run: which are kept, when they are saved, how they are written."""
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from convlstm.files import remove_leftovers, replacing
+
+
+def best_checkpoint(folder: Path) -> ModelCheckpoint:
+    """Keeps `best.ckpt`: the weights with the lowest val/mse so far."""
+    return ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="val/mse", enable_version_counter=False
+    )
+
+
+Place = Literal["step", "validation", "epoch end"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state of a training, `last.ckpt`, and the one before, `previous.ckpt`.
+
+    Saves when a validation begins and at the end of each epoch: always between two optimizer
+    steps, and never while averaged weights stand in for the current ones. A training that dies
+    during a validation goes on with that validation, from its first batch.
+
+    Args:
+        folder: Where the two files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._step = -1  # of the newest checkpoint
+        self._place: Place | None = None  # where this is saving right now
+
+    def save(self, trainer: pl.Trainer, place: Place = "step") -> None:
+        """Saves, unless this step is saved already. For all processes to call at the same step.
+
+        Args:
+            trainer: The training.
+            place: Before a batch ("step"), before a validation, or at an epoch's end.
+
+        Raises:
+            OSError: The file cannot be written; the checkpoints before it stay.
+        """
+        if trainer.global_step == self._step:
+            return
+        last, new = self.folder / "last.ckpt", self.folder / "new.ckpt"
+        self._place = place
+        trainer.save_checkpoint(new)
+        self._place = None
+        # Where this is cut off, what is missing under its name is there under another.
+        if trainer.is_global_zero:
+            if last.exists():
+                last.replace(self.folder / "previous.ckpt")
+            new.replace(last)
+        self._step = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks that validations fall between two optimizer steps; removes what a kill left.
+
+        Raises:
+            ValueError: They do not.
+        """
+        interval, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % accumulate:
+            raise ValueError(
+                f"a validation every {interval} batches would fall between the "
+                f"{accumulate} batches of an optimizer step: make trainer.val_check_interval a "
+                "multiple of trainer.accumulate_grad_batches"
+            )
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves, except in the trial validation before training."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves."""
+        self.save(trainer, "epoch end")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Sets Lightning's counters to those of the place that the training goes on from."""
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]
+        if self._place == "step":
+            # A batch that was fetched and not begun is fetched again.
+            for counter in (batches["total"], batches["current"]):
+                counter["ready"] = counter["started"]
+        elif self._place == "validation":
+            # The mark of a validation cut off before the end of its first batch: it runs anew.
+            # Without it Lightning takes a validation whose turn it is for done.
+            cut = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = loops["epoch_loop.val_loop.batch_progress"]
+            progress.update(total=dict(cut), current=dict(cut), is_last_batch=False)
+        elif self._place == "epoch end":
+            # Between two epochs. Lightning would train one more batch of the old one.
+            for counter in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+                counter["completed"] = counter["processed"]
+            batches.update(current=dict.fromkeys(batches["current"], 0), is_last_batch=False)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, flushes it to disk and renames it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes the checkpoint; the one of that name stays until the new one is whole.
+
+        Raises:
+            OSError: The file cannot be written, for example because the disk is full.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())

@@ -1,0 +1,29 @@
+"""Random numbers of training that do not depend on where a run was resumed."""
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+
+class StepSeeds(Callback):
+    """Seeds dropout and scheduled sampling anew for each batch, from the batch's place in the run.
+
+    So that a resumed run draws what an uninterrupted one would, and each process its own.
+
+    Args:
+        seed: The run's seed, >= 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds torch, on all devices."""
+        place = (trainer.global_step, batch_idx % trainer.accumulate_grad_batches)
+        words = np.random.SeedSequence((self.seed, *place, trainer.global_rank))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
