@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ def child(folder: Path, words: list[str], aim: Aim) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
+    warnings.resetwarnings()  # under pytest they are errors
     place, left = aim
 
     def die_at(owner: type, name: str) -> None:

@@ -4,9 +4,15 @@ import imageio.v3 as iio
 import pytest
 import torch
 import yaml
-from convlstm.callbacks.run import environment
 
-from convlstm.callbacks import AtomicCheckpointIO, ForecastWriter, RunRecord, run_checkpoints
+from convlstm.callbacks import (
+    AtomicCheckpointIO,
+    ForecastWriter,
+    LastCheckpoint,
+    RunRecord,
+    best_checkpoint,
+)
+from convlstm.callbacks.record import environment
 from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
 from convlstm.metrics import METRICS, ForecastMetrics
 
@@ -72,13 +78,49 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_best_and_last_have_fixed_names_in_the_runs_directory(tmp_path):
-    callback, last = run_checkpoints(tmp_path)
-    assert last.path == tmp_path / "checkpoints" / "last.ckpt"
-    assert callback.dirpath == str(tmp_path / "checkpoints")
-    assert callback.format_checkpoint_name({}) == str(tmp_path / "checkpoints" / "best.ckpt")
+def test_the_best_checkpoint_has_a_fixed_name_and_the_lowest_mse(tmp_path):
+    callback = best_checkpoint(tmp_path)
+    assert callback.dirpath == str(tmp_path)
+    assert callback.format_checkpoint_name({}) == str(tmp_path / "best.ckpt")
     assert callback.monitor == "val/mse"
     assert callback.mode == "min"
+
+
+class Saver:
+    """The part of a Trainer that saves."""
+
+    is_global_zero = True
+    global_step = 0
+
+    def save_checkpoint(self, path):
+        path.write_text(str(self.global_step))
+
+
+def test_the_last_checkpoint_and_the_one_before_are_kept(tmp_path):
+    callback, trainer = LastCheckpoint(tmp_path), Saver()
+    for trainer.global_step in (3, 3, 6, 9):
+        callback.save(trainer)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "last.ckpt": "9",
+        "previous.ckpt": "6",
+    }
+
+
+def test_a_save_that_fails_leaves_both(tmp_path):
+    callback, trainer = LastCheckpoint(tmp_path), Saver()
+    for trainer.global_step in (3, 6):
+        callback.save(trainer)
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    trainer.save_checkpoint, trainer.global_step = full, 9
+    with pytest.raises(OSError, match="No space left"):
+        callback.save(trainer)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "last.ckpt": "6",
+        "previous.ckpt": "3",
+    }
 
 
 def test_the_record_says_what_ran(tmp_path):

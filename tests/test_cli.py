@@ -3,13 +3,18 @@
 import signal
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import convlstm.cli
+from convlstm import VideoPredictor
 from convlstm.cli import VERBS, main, one_line
 
 CONFIG = {
@@ -66,7 +71,8 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     assert "step 2 of 2: val/mse" in printed  # no terminal here
     assert "Best checkpoint: runs/small/checkpoints/best.ckpt" in printed
     run = tmp_path / "runs" / "small"
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == kept
     assert (run / "logs").is_dir()
     written = yaml.safe_load((run / "config.yaml").read_text())
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -92,7 +98,9 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     # What is there is not written over.
     line = fails(capsys, 1, "fit", "-c", config)
     assert "runs/small already holds a run" in line
-    assert main(["fit", "-c", config, "--ckpt_path", "last", "--trainer.max_steps", "2"]) == 0
+    assert "continue it with --resume" in line
+    assert main(["fit", "-c", config, "--resume"]) == 0  # it is at its end
+    assert "Going on from step 2: runs/small/checkpoints/last.ckpt" in capsys.readouterr().out
     # The recorded configuration repeats the run to the same weights.
     assert main(["fit", "-c", "runs/small/config.yaml", "--run_dir", "again"]) == 0
     first, second = (
@@ -153,13 +161,13 @@ def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):
 def test_a_run_keeps_the_length_that_its_learning_rate_was_planned_for(config, tmp_path, capsys):
     main(["fit", "-c", config])
     before = (tmp_path / "runs/small/config.yaml").read_text()
-    words = ["fit", "-c", config, "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    words = ["fit", "-c", config, "--resume", "--trainer.max_steps", "3"]
     assert "planned for 2 steps" in fails(capsys, 1, *words)
     assert (tmp_path / "runs/small/config.yaml").read_text() == before
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_training_ends_with_130_and_one_line(config):
+def test_ctrl_c_in_a_training_saves_and_ends_with_130(config):
     words = ["fit", "-c", config, "--trainer.max_steps", "100000", "--model.hidden_sizes", "[32]"]
     with subprocess.Popen(
         [sys.executable, "-m", "convlstm", *words],
@@ -171,9 +179,122 @@ def test_ctrl_c_in_a_training_ends_with_130_and_one_line(config):
             if line.startswith("step 1 of"):
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors == "convlstm fit: interrupted\n"
+    assert errors.strip() == "Saving after this step, then stopping; Ctrl-C again stops at once"
+    assert "continue with --resume" in output
+
+
+def test_a_run_that_is_to_be_resumed_and_has_no_checkpoint_yet_begins(config, capsys):
+    assert main(["fit", "-c", config, "--resume"]) == 0
+    assert "Going on" not in capsys.readouterr().out
+
+
+def test_a_training_without_validations_is_tested_with_its_last_weights(config, tmp_path):
+    assert main(["fit", "-c", config, "--trainer.limit_val_batches", "0"]) == 0
+    kept = {path.name for path in (tmp_path / "runs/small/checkpoints").iterdir()}
+    assert kept == {"last.ckpt"}
+    assert main(["test", "-c", "runs/small/config.yaml"]) == 0
+
+
+def losses_become(value, step, monkeypatch):
+    original = VideoPredictor.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * value if self.global_step == step else loss
+
+    monkeypatch.setattr(VideoPredictor, "training_step", training_step)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
+    config, tmp_path, capsys, monkeypatch, value
+):
+    losses_become(value, 2, monkeypatch)
+    line = fails(capsys, 1, "fit", "-c", config, "--trainer.max_steps", "4")
+    assert f"the loss is {value:g} and the gradient's norm nan at step 2, samples 4 to 5" in line
+    assert "--nonfinite skip" in line
+    last = torch.load(tmp_path / "runs/small/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    assert all(weight.isfinite().all() for weight in last["state_dict"].values())
+
+
+@pytest.mark.filterwarnings("default:.*step left out")
+def test_a_loss_that_is_no_number_can_be_skipped(config, tmp_path, capsys, monkeypatch):
+    losses_become(float("nan"), 1, monkeypatch)
+    main(["fit", "-c", config, "--trainer.max_steps", "4", "--nonfinite", "skip"])
+    printed = capsys.readouterr().err
+    assert printed.startswith("convlstm fit: warning: the loss is nan")
+    assert printed.endswith("at step 1, samples 2 to 3: step left out\n")
+    last = torch.load(tmp_path / "runs/small/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert {int(s["step"]) for s in last["optimizer_states"][0]["state"].values()} == {3}
+    assert all(weight.isfinite().all() for weight in last["state_dict"].values())
+
+
+def test_losses_that_never_become_numbers_again_stop_the_run(config, capsys, monkeypatch):
+    monkeypatch.setattr(
+        VideoPredictor, "training_step", lambda self, *_: self.network.head.bias.sum() * torch.nan
+    )
+    monkeypatch.setattr(warnings, "warn", lambda *_, **__: None)
+    words = ["fit", "-c", config, "--trainer.max_steps", "40", "--nonfinite", "skip"]
+    line = fails(capsys, 1, *words, "--trainer.limit_val_batches", "0")
+    assert "at step 20" in line
+    assert "as in the 20 steps before" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_too_little_memory_names_the_options_to_change(config, capsys, monkeypatch, error):
+    def training_step(*_):
+        raise error
+
+    monkeypatch.setattr(VideoPredictor, "training_step", training_step)
+    line = fails(capsys, 1, "fit", "-c", config)
+    assert "memory does not suffice: lower --data.batch_size" in line
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoints_before(
+    config, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "runs" / "small" / "checkpoints"
+    write = Path.write_bytes
+
+    def full(self, data):
+        if (folder / "last.ckpt").exists():
+            write(self, bytes(data)[:1000])
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    line = fails(capsys, 1, "fit", "-c", config, "--trainer.limit_val_batches", "1")
+    assert "No space left on device" in line
+    assert "checkpoints" in line
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(config, tmp_path):
+    assert main(["fit", "-c", config, "--trainer.log_every_n_steps", "1"]) == 0
+    events = EventAccumulator(str(tmp_path / "runs/small/logs"), {"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    leads = {f"val_{name}_by_lead_time/{t:02d}" for name in ("mse", "ssim") for t in (1, 2, 3)}
+    assert {"train/loss", "train/grad_norm", "lr-Adam", "val/mse", *leads} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"forecasts/0", "forecasts/1", "forecasts/2"}
+    for image in events.Images("forecasts/0"):
+        frames = iio.imread(image.encoded_image_string, extension=".gif")
+        assert frames.shape[:3] == (5, image.height, image.width)
+    mean = sum(events.Scalars(f"val_mse_by_lead_time/{t:02d}")[-1].value for t in (1, 2, 3)) / 3
+    assert mean == pytest.approx(events.Scalars("val/mse")[-1].value, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +314,14 @@ def test_ctrl_c_in_a_training_ends_with_130_and_one_line(config):
         (["fit", "-c", "small.yaml", "--trainer.max_steps", "-1"], 1, "trainer.max_steps"),
         (["fit", "-c", "small.yaml", "--run_dir", "small.yaml/run"], 1, "small.yaml"),
         (["fit", "-c", "small.yaml", "--data.batch_size", "20000"], 1, "20000"),
+        (["fit", "-c", "small.yaml", "--trainer.val_check_interval", "0"], 1, "limit_val_batches"),
+        (["fit", "-c", "small.yaml", "--nonfinite", "ignore"], 2, "nonfinite"),
+        (["fit", "-c", "small.yaml", "--resume", "--ckpt_path", "last"], 1, "not both"),
+        (
+            ["fit", "-c", "small.yaml", "--trainer.accumulate_grad_batches", "2"],
+            1,
+            "a multiple of trainer.accumulate_grad_batches",
+        ),
         (["fit", "-c", "small.yaml", "--ckpt_path", "last"], 1, "no checkpoint at runs/small"),
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),

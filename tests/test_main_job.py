@@ -117,12 +117,12 @@ def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkey
     first += ["--run_dir", "demo", "--trainer.limit_val_batches", "1"]
     code = (  # stopped in the middle, as by Ctrl-C after a validation
         "import sys, pytorch_lightning as pl\n"
-        "from convlstm.callbacks.run import LastCheckpoint\n"
-        "save = LastCheckpoint.on_validation_end\n"
+        "from convlstm.callbacks import LastCheckpoint\n"
+        "save = LastCheckpoint.on_validation_start\n"
         "def stop(self, trainer, module):\n"
         "    save(self, trainer, module)\n"
         "    if not trainer.sanity_checking: sys.exit(3)\n"
-        "LastCheckpoint.on_validation_end = stop\n"
+        "LastCheckpoint.on_validation_start = stop\n"
         "from convlstm.cli import main\n"
         "main(['fit', *sys.argv[1:]])\n"
     )

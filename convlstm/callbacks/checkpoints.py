@@ -62,18 +62,7 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks that validations fall between two optimizer steps; removes what a kill left.
-
-        Raises:
-            ValueError: They do not.
-        """
-        interval, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
-        if isinstance(interval, int) and interval % accumulate:
-            raise ValueError(
-                f"a validation every {interval} batches would fall between the "
-                f"{accumulate} batches of an optimizer step: make trainer.val_check_interval a "
-                "multiple of trainer.accumulate_grad_batches"
-            )
+        """Removes what a killed training left half-written."""
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
 

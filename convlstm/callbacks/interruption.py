@@ -36,7 +36,18 @@ class Interruption(Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes over the signals; Lightning's own handler may stop processes at different steps."""
+        """Takes over the signals; Lightning's own handler may stop processes at different steps.
+
+        Raises:
+            ValueError: Validations, when checkpoints are saved, would divide an optimizer step.
+        """
+        interval, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % accumulate:
+            raise ValueError(
+                f"a validation every {interval} batches would fall between the {accumulate} "
+                "batches of an optimizer step: make trainer.val_check_interval a multiple of "
+                "trainer.accumulate_grad_batches"
+            )
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._receive)

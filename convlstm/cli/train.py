@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import SUPPRESS
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -108,11 +109,12 @@ def run(verb: str, args: Sequence[str]) -> int:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
             raise
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             # The CPU's allocator raises nothing more particular than RuntimeError.
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            raise MemoryError(OUT_OF_MEMORY) from error
+            named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if named or "can't allocate memory" in str(error):
+                raise MemoryError(OUT_OF_MEMORY) from error
+            raise
     return 0
 
 
@@ -163,18 +165,19 @@ class VideoCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        text = "What to do when loss or gradient is NaN or infinite: stop, or skip the step."
+        parser.add_argument(  # the other verbs take it because a run's config.yaml has it
+            "--nonfinite",
+            type=NonFinite,
+            default="stop",
+            help=text if subcommand == "fit" else SUPPRESS,
+        )
         if subcommand == "fit":
             parser.add_argument(
                 "--resume",
                 action="store_true",
                 help="Continue the run in --run_dir from its newest whole checkpoint, as if it had "
                 "never stopped; a run without one begins.",
-            )
-            parser.add_argument(
-                "--nonfinite",
-                type=NonFinite,
-                default="stop",
-                help="What to do when loss or gradient is NaN or infinite: stop, or skip the step.",
             )
         if subcommand == "test":
             parser.add_argument(
@@ -213,9 +216,10 @@ class VideoCLI(LightningCLI):
         if self.config.subcommand == "fit":
             name, checkpoint = self._settle_resume(config, folder)
         elif name in (None, "best", "last"):
-            if name is None:  # a training without validations has no best one
-                name = "best" if (folder / "best.ckpt").exists() else "last"
-            name = str(folder / f"{name}.ckpt")
+            path = folder / f"{name or 'best'}.ckpt"
+            if name is None and not path.exists() and (folder / "last.ckpt").exists():
+                path = folder / "last.ckpt"  # a training without validations has no best one
+            name = str(path)
         if name is not None and checkpoint is None:
             checkpoint = read_checkpoint(name)
         config.ckpt_path = name
@@ -265,16 +269,16 @@ class VideoCLI(LightningCLI):
 
     def _fit_callbacks(self, config: Any, logs: bool) -> list[Callback]:
         self._dump_config()
-        # Repeated from its configuration, a run starts anew.
-        content = {**self.config_dump, "ckpt_path": None, "resume": False}
+        content = {**self.config_dump, "ckpt_path": None}  # a repetition starts anew
+        del content["resume"]
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         folder = self.run_dir / "checkpoints"
         last = LastCheckpoint(folder)
         seed = config.seed_everything
         return [
+            Interruption(last),  # first: it may refuse to begin
             RunRecord(self.run_dir, text),
             StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
-            Interruption(last),
             GradientGuard(config.nonfinite),
             *([LearningRateMonitor("step"), ValidationWatch()] if logs else []),
             best_checkpoint(folder),
