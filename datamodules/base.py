@@ -264,9 +264,13 @@ def collate(samples: Batch | list[Batch]) -> Batch:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM, which a whole job gets, are for the training process to answer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM, which a whole job gets, are for the training process to answer.
+
+    SIGTERM is also how that process ends a worker, so that it counts half a minute later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 def require_at_least(minimum: int, **options: int) -> None:

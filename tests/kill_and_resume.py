@@ -66,9 +66,7 @@ PLACES = ("moment", "write", "validation", "epoch end")
 def child(folder: Path, words: list[str], aim: Aim) -> None:
     """Trains; kills itself where it is told to."""
     os.chdir(folder)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    sys.stdout = sys.stderr = Path("output.txt").open("a", buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     warnings.resetwarnings()  # under pytest they are errors
     place, left = aim
@@ -107,12 +105,14 @@ def child(folder: Path, words: list[str], aim: Aim) -> None:
     elif place == "moment":
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, left / 1000)
-    sys.exit(train.run("fit", ["-c", "run.yaml", "--run_dir", "run", *words]))
+    sys.exit(train.run("fit", words))
 
 
-def attempt(folder: Path, workers: int, aim: Aim = ("never", 0)) -> bool:
+def attempt(
+    folder: Path, workers: int, aim: Aim = ("never", 0), config: str = "run.yaml", run: str = "run"
+) -> bool:
     """Trains or resumes; returns whether the run came to its end rather than being killed."""
-    words = ["--resume", "--data.num_workers", str(workers)]
+    words = ["-c", config, "--run_dir", run, "--resume", "--data.num_workers", str(workers)]
     context = multiprocessing.get_context("fork")
     process = context.Process(target=child, args=(folder, words, aim))
     process.start()

@@ -87,6 +87,8 @@ class Interruption(Callback):
     ) -> None:
         """Gives the signals back."""
         self._release()
+        if trainer.validating and trainer.state.fn == "fit":
+            trainer.training = True  # otherwise the loader processes of the training stay
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
