@@ -18,6 +18,7 @@ from convlstm.cli import demo
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+BASE = ROOT / "configs" / "moving_mnist.yaml"  # what an overlay, which has no data, is laid over
 # A run's end to end check needs no good model.
 QUICK = [
     *("--data.digits", "builtin", "--data.test_size", "6", "--data.val_size", "2"),
@@ -44,8 +45,11 @@ def blocks(language):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_tests_and_predicts_in_fresh_processes(config, tmp_path):
-    convlstm("fit", "-c", str(config), *QUICK, cwd=tmp_path)
-    run = Path(yaml.safe_load(config.read_text())["run_dir"])
+    whole = "data" in yaml.safe_load(config.read_text())
+    layers = [config] if whole else [BASE, config]
+    words = [word for layer in layers for word in ("-c", str(layer))]
+    run = f"runs/{config.stem}"
+    convlstm("fit", *words, "--run_dir", run, *QUICK, cwd=tmp_path)
     tested = convlstm("test", "-c", f"{run}/config.yaml", "--save_forecasts", "out", cwd=tmp_path)
     assert "the last frame" in tested.stdout
     metrics = json.loads((tmp_path / run / "test" / "metrics.json").read_text())
@@ -85,7 +89,7 @@ def test_the_readmes_commands_run(tmp_path):
         extra = {"fit": QUICK, "test": ["--data.test_size", "3"]}.get(verb, [])
         convlstm(verb, *words, *extra, cwd=tmp_path)
         verbs.append(verb)
-    assert verbs == ["fit", "test", "fit", "predict"]
+    assert verbs == ["fit", "test", "fit", "fit", "fit", "predict"]
     assert len(list((tmp_path / "forecasts" / "moving_mnist").iterdir())) == 6
     assert len(iio.imread(tmp_path / "forecasts" / "clip.gif")) == 30
 
