@@ -14,6 +14,8 @@ from convlstm.forecaster import Cell, EncoderForecaster, Feedback
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics
 from convlstm.pixels import check_unit, to_unit
+from convlstm.pretrained import find_weights
+from convlstm.weights import read_weights
 
 Batch = dict[str, Tensor]
 
@@ -189,6 +191,30 @@ class VideoPredictor(pl.LightningModule):
                 raise
             text = " ".join(str(error).split())
             raise ValueError(f"{checkpoint_path}: weights and options differ: {text}") from error
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> "VideoPredictor":
+        """Builds a trained predictor on the CPU, in eval mode.
+
+        Args:
+            name_or_path: Weights that come with the package ("moving-mnist"), a `.safetensors` file
+                that `convlstm export` wrote, or a checkpoint that `convlstm fit` wrote.
+
+        Raises:
+            FileNotFoundError: There are neither weights nor a file of that name.
+            ValueError: The file is damaged, or not one of a predictor.
+        """
+        path = find_weights(name_or_path)
+        if path.suffix == ".ckpt":
+            return cls.load_from_checkpoint(path, map_location="cpu").eval()
+        weights, options = read_weights(path)
+        try:
+            model = cls(**options)
+            model.load_state_dict(weights)
+        except (TypeError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{path}: weights and options differ: {text}") from error
+        return model.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""

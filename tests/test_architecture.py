@@ -18,8 +18,8 @@ FLOORS = [
     {"layers"},
     {"sequence"},
     {"cells"},
-    {"losses", "metrics", "render", "checkpoint", "patches", "pixels"},
-    {"convolution", "files"},
+    {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels"},
+    {"convolution", "files", "pretrained"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))

@@ -18,6 +18,7 @@ commands:
   validate   metrics of a trained model on the validation split
   test       metrics of a trained model on the test split, against repeating the last frame
   predict    continue your own clips
+  export     a checkpoint's weights and options as one small file
 
 examples:
   convlstm demo
@@ -52,6 +53,12 @@ def _demo(args: Sequence[str]) -> int:
     return run(args)
 
 
+def _export(args: Sequence[str]) -> int:
+    from convlstm.cli.export import run
+
+    return run(args)
+
+
 # Imports wait until the verb is known: `--help` and `--version` answer at once.
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
@@ -59,6 +66,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "validate": _trainer_verb("validate"),
     "test": _trainer_verb("test"),
     "predict": _predict,
+    "export": _export,
 }
 
 

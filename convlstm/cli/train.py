@@ -36,6 +36,7 @@ from convlstm.callbacks import (
 from convlstm.checkpoint import newest_checkpoint, read_checkpoint
 from convlstm.cli.parser import OneLineErrors
 from convlstm.module import VideoPredictor
+from convlstm.pretrained import find_weights
 from datamodules import VideoDataModule
 
 DESCRIPTIONS = {
@@ -179,6 +180,14 @@ class VideoCLI(LightningCLI):
                 help="Continue the run in --run_dir from its newest whole checkpoint, as if it had "
                 "never stopped; a run without one begins.",
             )
+        else:
+            parser.add_argument(
+                "--pretrained",
+                type=str | None,
+                default=None,
+                help="Instead of a checkpoint: weights that come with the package (moving-mnist), "
+                "or a file that `convlstm export` wrote. They bring the model's options with them.",
+            )
         if subcommand == "test":
             parser.add_argument(
                 "--save_forecasts",
@@ -215,6 +224,10 @@ class VideoCLI(LightningCLI):
         checkpoint: dict[str, Any] | None = None
         if self.config.subcommand == "fit":
             name, checkpoint = self._settle_resume(config, folder)
+        elif config.pretrained is not None:
+            if name is not None:
+                raise ValueError("give --pretrained or --ckpt_path, not both")
+            find_weights(config.pretrained)
         elif name in (None, "best", "last"):
             path = folder / f"{name or 'best'}.ckpt"
             if name is None and not path.exists() and (folder / "last.ckpt").exists():
@@ -242,6 +255,13 @@ class VideoCLI(LightningCLI):
                 "--run_dir"
             )
         return config.ckpt_path, None
+
+    def instantiate_classes(self) -> None:
+        """Makes trainer, data and model; that of `--pretrained` replaces the configuration's."""
+        super().instantiate_classes()
+        pretrained = self.config[self.config.subcommand].get("pretrained")
+        if pretrained is not None:
+            self.model = VideoPredictor.from_pretrained(pretrained)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with what every run has."""

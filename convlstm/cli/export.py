@@ -1,0 +1,49 @@
+"""`convlstm export`: a checkpoint's weights and options as one small file, to share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import ArgumentParser
+
+from convlstm.checkpoint import read_checkpoint
+from convlstm.cli.parser import OneLineErrors
+from convlstm.weights import write_weights
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class ExportParser(OneLineErrors, ArgumentParser):
+    """The parser of `convlstm export`."""
+
+    command = "convlstm export"
+
+
+def run(args: Sequence[str]) -> int:
+    """Reads the checkpoint and writes the file."""
+    parser = ExportParser(
+        prog="convlstm export",
+        description="Write the weights and options of a checkpoint, without its optimizer, as one "
+        "safetensors file. VideoPredictor.from_pretrained and --pretrained read it.",
+    )
+    parser.add_argument(
+        "checkpoint", type=str, help="Such as runs/moving_mnist/checkpoints/best.ckpt."
+    )
+    parser.add_argument("out", type=str, help="The file to write, NAME.safetensors.")
+    parser.add_argument(
+        "--dtype",
+        type=Literal["float32", "float16", "bfloat16"],
+        default="float32",
+        help="What the weights are stored as; they are float32 again when they are read.",
+    )
+    options = parser.parse_args(list(args))
+    out = Path(options.out)
+    if out.suffix != ".safetensors":
+        parser.error(f"the file to write must end in .safetensors, got {out}")
+    checkpoint = read_checkpoint(options.checkpoint)
+    write_weights(
+        out, checkpoint["state_dict"], checkpoint["hyper_parameters"], DTYPES[options.dtype]
+    )
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    return 0

@@ -1,0 +1,66 @@
+"""Weights without a training around them: one safetensors file that holds the model's options too.
+
+The format runs no code when it is read, and any framework can read it:
+https://github.com/huggingface/safetensors.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convlstm.files import replacing
+
+OPTIONS = "hyper_parameters"  # key of the file's metadata: the options as JSON
+
+
+def write_weights(
+    path: str | Path,
+    weights: dict[str, Tensor],
+    options: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes weights and options, whole or not at all.
+
+    Args:
+        path: The file, NAME.safetensors.
+        weights: State dict of a `VideoPredictor`.
+        options: Its hyperparameters: numbers, strings, lists of them, or None.
+        dtype: What the weights are stored as; `torch.float16` halves the file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    tensors = {
+        name: weight.detach().cpu().to(dtype).contiguous() for name, weight in weights.items()
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={OPTIONS: json.dumps(options)})
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_weights` wrote, onto the CPU; weights as float32.
+
+    Returns:
+        State dict and hyperparameters.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, no safetensors file, or one without options.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    if OPTIONS not in metadata:
+        raise ValueError(f"{path} holds no options of a model: write it with `convlstm export`")
+    return weights, json.loads(metadata[OPTIONS])

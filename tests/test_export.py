@@ -1,0 +1,76 @@
+import json
+
+import pytest
+import torch
+
+from convlstm import VideoPredictor
+from convlstm.cli import main
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = VideoPredictor(patch_size=2, hidden_sizes=[4])
+    path = tmp_path / "best.ckpt"
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    torch.save({**content, "pytorch-lightning_version": "2.6.6"}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_exported_checkpoint_forecasts_as_before(tmp_path, checkpoint, dtype, capsys):
+    out = tmp_path / "shared" / "model.safetensors"
+    assert main(["export", str(checkpoint), str(out), "--dtype", dtype]) == 0
+    assert "MiB" in capsys.readouterr().out
+    clip = torch.rand(3, 1, 8, 8)
+    before = VideoPredictor.from_pretrained(checkpoint).forecast(clip, 2)
+    after = VideoPredictor.from_pretrained(out).forecast(clip, 2)
+    # float16 keeps 11 bits of each weight
+    torch.testing.assert_close(after, before, rtol=0, atol=0 if dtype == "float32" else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["best.ckpt", "model.pt"], 2, "must end in .safetensors, got model.pt"),
+        (["nowhere.ckpt", "model.safetensors"], 1, "no checkpoint at nowhere.ckpt"),
+        (["best.ckpt", "model.safetensors", "--dtype", "int8"], 2, "int8"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, checkpoint, monkeypatch, capsys, words, status, says):
+    monkeypatch.chdir(tmp_path)
+    try:
+        result = main(["export", *words])
+    except SystemExit as error:
+        result = error.code
+    assert result == status
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_exported_weights_are_tested_with_their_own_options(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "best.ckpt", "model.safetensors"]) == 0
+    data = {"digits": "builtin", "frame_size": 32, "test_size": 3, "context_length": 2}
+    data_words = [f"--data.{key}={value}" for key, value in data.items()]
+    words = ["test", "--data", "MovingMNISTDataModule", *data_words, "--trainer.accelerator=cpu"]
+    scores = []
+    for run, more in (
+        ("a", ["--pretrained", "model.safetensors"]),  # whatever the configuration says
+        ("b", ["--ckpt_path", "best.ckpt", "--model.patch_size=2", "--model.hidden_sizes=[4]"]),
+    ):
+        assert main([*words, "--run_dir", run, *more]) == 0
+        scores.append(json.loads((tmp_path / run / "test" / "metrics.json").read_text()))
+    assert scores[0] == scores[1]
+
+
+def test_pretrained_and_checkpoint_exclude_each_other(tmp_path, checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "MovingMNISTDataModule", "--data.digits=builtin"]
+    both = ["--pretrained", "x.safetensors", "--ckpt_path", "best.ckpt"]
+    assert main(["test", *words, *both]) == 1
+    assert "give --pretrained or --ckpt_path, not both" in capsys.readouterr().err
+    assert main(["test", *words, "--pretrained", "nothing"]) == 1
+    assert "no weights named 'nothing'" in capsys.readouterr().err
