@@ -15,10 +15,12 @@ FLOORS = [
     {"callbacks"},
     {"module"},
     {"forecaster"},
+    {"merge"},
+    {"stages"},
     {"layers"},
     {"sequence"},
     {"cells"},
-    {"losses", "metrics", "render", "checkpoint", "patches", "pixels"},
+    {"losses", "metrics", "render", "checkpoint", "patches", "pixels", "attention"},
     {"convolution", "files"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
