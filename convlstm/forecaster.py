@@ -5,26 +5,51 @@ their own resolution follow X. Shi et al. 2017, https://arxiv.org/abs/1706.03458
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convlstm.attention import ContextAttention, Memory
 from convlstm.cells import Peephole
-from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
+from convlstm.merge import MergeDirections
 from convlstm.patches import from_patches, to_patches
+from convlstm.stages import (
+    LAYERS,
+    Cell,
+    Recurrence,
+    State,
+    down,
+    each,
+    map_size,
+    over_time,
+    recurrence,
+    resize,
+    up,
+)
 
-Cell = Literal["lstm", "gru", "rnn"]
 Feedback = Literal["unconditional", "autoregressive"]
 Output = Literal["linear", "sigmoid"]
-State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c)
+Readout = Literal["all", "last"]
 
-LAYERS: dict[str, type[ConvLSTM | ConvGRU | ConvRNN]] = {
-    "lstm": ConvLSTM,
-    "gru": ConvGRU,
-    "rnn": ConvRNN,
-}
+
+class Carry(NamedTuple):
+    """What the network carries from the frames that it has read or forecast to the next ones.
+
+    Attributes:
+        states: The recurrences' states, stage by stage; a part is (1, B, hidden, h, w).
+        last: The newest frame, in padded patches: (1, B, p·p·C, h, w). What the autoregressive
+            forecaster reads next.
+        size: (H, W) of the frames in pixels, before they are padded.
+        memory: What attention looks back at, stage by stage: it grows with the frames read; empty
+            without attention.
+    """
+
+    states: list[State]
+    last: Tensor
+    size: tuple[int, int]
+    memory: list[Memory]
 
 
 class EncoderForecaster(nn.Module):
@@ -39,7 +64,16 @@ class EncoderForecaster(nn.Module):
     - `autoregressive`: from the first stage to the last, reading the frame it forecast last (at
       first the last frame of the context).
 
-    Each frame is a 1×1 convolution over the hidden states of all forecaster stages together.
+    Each frame is a 1×1 convolution over the hidden states of all forecaster stages together, or of
+    the last one alone (`readout`).
+
+    A `bidirectional` encoder reads the context in both directions, and each stage's two last states
+    are merged into the forecaster's first (`MergeDirections`). With `attention` each forecaster
+    stage looks back, at every step, at the hidden states of its encoder stage in all context frames
+    (`ContextAttention`).
+
+    The classic LSTM on flattened frames, "FC-LSTM", is the case of 1×1 kernels and one patch as
+    large as the frame.
 
     Args:
         channels: Channels of a frame, C.
@@ -54,6 +88,11 @@ class EncoderForecaster(nn.Module):
         peephole: "none", "channel" or "full", for the cell "lstm"; see `ConvLSTM`.
         frame_size: (H, W) in pixels; needed by peephole "full" only, and then the only size.
         output: "linear", or "sigmoid" for frames that are probabilities in (0, 1).
+        readout: Which forecaster stages a frame is read from: "all", or "last", the one that runs
+            last (unconditional: the first stage, autoregressive: the last).
+        bidirectional: Whether the encoder reads the context in both directions.
+        attention: Side of the neighbourhood, in map points, in which each point of the forecaster's
+            maps looks back at all context frames: odd; 1 for its own place, 0 for no attention.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.
@@ -73,6 +112,9 @@ class EncoderForecaster(nn.Module):
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | list[int] | None = None,
         output: Output = "linear",
+        readout: Readout = "all",
+        bidirectional: bool = False,
+        attention: int = 0,
     ) -> None:
         super().__init__()
         stages = len(hidden_sizes)
@@ -92,46 +134,65 @@ class EncoderForecaster(nn.Module):
             )
         if output not in ("linear", "sigmoid"):
             raise ValueError(f"output must be 'linear' or 'sigmoid', got {output!r}")
+        if readout not in ("all", "last"):
+            raise ValueError(f"readout must be 'all' or 'last', got {readout!r}")
         if peephole == "full" and frame_size is None:
             raise ValueError("peephole 'full' has a weight for each pixel: give frame_size")
-        kernels = _each(kernel_size, stages, "kernel_size")
-        hidden_kernels = _each(
+        kernels = each(kernel_size, stages, "kernel_size")
+        hidden_kernels = each(
             kernels if hidden_kernel_size is None else hidden_kernel_size,
             stages,
             "hidden_kernel_size",
         )
-        factors = _each(downsample, stages, "downsample")
+        factors = each(downsample, stages, "downsample")
 
         self.channels = channels
         self.patch_size = patch_size
         self.autoregressive = forecaster == "autoregressive"
         self.output = output
+        self.readout = readout
+        self.bidirectional = bidirectional
         # Pixels a map point covers, stage by stage; frames are padded to a multiple of the last.
         strides = [patch_size * math.prod(factors[: stage + 1]) for stage in range(stages)]
         self.multiple = strides[-1]
 
-        def recurrence(stage: int, input_size: int) -> nn.Module:
-            options: dict[str, Any] = {
-                "hidden_kernel_size": hidden_kernels[stage],
-                "batch_first": False,
-            }
-            if cell == "lstm":
-                size = _map_size(frame_size, self.multiple, strides[stage])
-                options |= {"peephole": peephole, "frame_size": size}
-            return LAYERS[cell](input_size, hidden_sizes[stage], kernels[stage], **options)
+        def layer(stage: int, input_size: int, bidirectional: bool = False) -> Recurrence:
+            return recurrence(
+                cell,
+                input_size,
+                hidden_sizes[stage],
+                kernels[stage],
+                hidden_kernel_size=hidden_kernels[stage],
+                bidirectional=bidirectional,
+                peephole=peephole,
+                map_size=map_size(frame_size, self.multiple, strides[stage]),
+            )
 
         depth = channels * patch_size**2
-        inputs = [depth, *hidden_sizes[:-1]]
-        self.encoder_down = nn.ModuleList(map(_down, inputs, factors))
-        self.encoder = nn.ModuleList(recurrence(s, inputs[s]) for s in range(stages))
+        # Channels of the encoder's hidden states, both directions together.
+        encoded = [(2 if bidirectional else 1) * size for size in hidden_sizes]
+        inputs = [depth, *encoded[:-1]]
+        self.encoder_down = nn.ModuleList(map(down, inputs, factors))
+        self.encoder = nn.ModuleList(layer(s, inputs[s], bidirectional) for s in range(stages))
+        parts = LAYERS[cell].state_parts
+        self.merge = nn.ModuleList(
+            MergeDirections(size, parts) for size in hidden_sizes if bidirectional
+        )
         if self.autoregressive:
-            self.forecaster_down = nn.ModuleList(map(_down, inputs, factors))
-            self.forecaster = nn.ModuleList(recurrence(s, inputs[s]) for s in range(stages))
+            inputs = [depth, *hidden_sizes[:-1]]
+            self.forecaster_down = nn.ModuleList(map(down, inputs, factors))
+            self.forecaster = nn.ModuleList(layer(s, inputs[s]) for s in range(stages))
         else:
             above = [*hidden_sizes[1:], 0]
-            self.forecaster_up = nn.ModuleList(map(_up, hidden_sizes[1:], factors[1:]))
-            self.forecaster = nn.ModuleList(recurrence(s, above[s]) for s in range(stages))
-        self.head = nn.Conv2d(sum(hidden_sizes), depth, 1)
+            self.forecaster_up = nn.ModuleList(map(up, hidden_sizes[1:], factors[1:]))
+            self.forecaster = nn.ModuleList(layer(s, above[s]) for s in range(stages))
+        self.attention = nn.ModuleList(
+            ContextAttention(hidden_sizes[s], encoded[s], attention)
+            for s in range(stages)
+            if attention != 0
+        )
+        last = hidden_sizes[-1] if self.autoregressive else hidden_sizes[0]
+        self.head = nn.Conv2d(sum(hidden_sizes) if readout == "all" else last, depth, 1)
 
     def forward(
         self,
@@ -161,23 +222,123 @@ class EncoderForecaster(nn.Module):
         Raises:
             ValueError: Another shape, or fewer than one step.
         """
+        raw, _ = self._unroll(self.encode(frames), steps, truth, teacher_forcing)
+        return raw if logits else self._activate(raw)
+
+    def encode(self, frames: Tensor, carry: Carry | None = None) -> Carry:
+        """Reads frames into the encoder's states.
+
+        Args:
+            frames: (B, T, C, H, W), T >= 1, in [0, 1]; see `forward`.
+            carry: Where an earlier call stopped: `frames` are those that follow. None to begin.
+
+        Returns:
+            Where the encoder stands now, for `unroll`, or to read on from.
+
+        Raises:
+            ValueError: Another shape than (B, T, C, H, W), or than the frames read before; or
+                reading on with a bidirectional encoder, which needs all frames at once.
+        """
         if frames.ndim != 5 or frames.shape[2] != self.channels or frames.shape[1] < 1:
             raise ValueError(
                 f"expected frames (B, T, {self.channels}, H, W) with T >= 1, got shape "
                 f"{tuple(frames.shape)}"
             )
+        size = frames.shape[3], frames.shape[4]
+        stages = len(self.encoder)
+        before: list[State] | list[None] = [None] * stages
+        remembered: list[Memory] | list[None] = [None] * stages
+        if carry is not None:
+            if self.bidirectional:
+                raise ValueError(
+                    "a bidirectional encoder reads its context from both ends: give all frames in "
+                    "one call, got a carry to go on from"
+                )
+            if (len(frames), size) != (carry.last.shape[1], carry.size):
+                raise ValueError(
+                    f"expected {carry.last.shape[1]} clips with frames of {carry.size} as "
+                    f"before, got {len(frames)} of {size}"
+                )
+            before, remembered = carry.states, carry.memory or remembered
+        x = self._patches(frames)
+        last = x[-1:].clone()  # a view would keep all frames
+        states: list[State] = []
+        memory: list[Memory] = []
+        for stage in range(stages):
+            x = over_time(self.encoder_down[stage], x)
+            x, state = self.encoder[stage](x, before[stage])
+            states.append(self.merge[stage](state) if self.bidirectional else state)
+            if len(self.attention) > 0:
+                attention = self.attention[stage]
+                assert isinstance(attention, ContextAttention)
+                memory.append(attention.remember(x, remembered[stage]))
+        return Carry(states, last, size, memory)
+
+    def unroll(self, carry: Carry, steps: int) -> tuple[Tensor, Carry]:
+        """Forecasts the frames that follow those that were read, or forecast before.
+
+        Args:
+            carry: From `encode` to begin with; from `unroll` to go on with the forecast.
+            steps: Frames to forecast, >= 1.
+
+        Returns:
+            Frames (B, steps, C, H, W), not clipped, and where the forecaster stands after them.
+
+        Raises:
+            ValueError: Fewer than one step.
+        """
+        raw, carry = self._unroll(carry, steps)
+        return self._activate(raw), carry
+
+    def _unroll(
+        self,
+        carry: Carry,
+        steps: int,
+        truth: Tensor | None = None,
+        teacher_forcing: float = 0.0,
+    ) -> tuple[Tensor, Carry]:
+        """`unroll` without the sigmoid, and with scheduled sampling; see `forward`."""
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        height, width = frames.shape[3:]
-        patches = self._patches(frames)
-        states = self._encode(patches)
         if self.autoregressive:
             hints = self._patches(truth) if truth is not None and teacher_forcing > 0 else None
-            raw = self._feed_back(patches[-1:], states, steps, hints, teacher_forcing)
+            raw, states = self._feed_back(carry, steps, hints, teacher_forcing)
         else:
-            raw = self._unroll(states, steps, patches.shape[3:])
+            raw, states = self._run_free(carry, steps)
+        after = Carry(states, self._activate(raw[-1:]).clone(), carry.size, carry.memory)
+        height, width = carry.size
         raw = from_patches(raw.transpose(0, 1), self.patch_size)[..., :height, :width]
-        return raw if logits else self._activate(raw)
+        return raw, after
+
+    @torch.no_grad()
+    def attention_weights(self, frames: Tensor, steps: int) -> list[Tensor]:
+        """Where the forecaster looks.
+
+        Args:
+            frames: Context (B, T, C, H, W) in [0, 1].
+            steps: Frames to forecast, >= 1.
+
+        Returns:
+            For each stage the weights (B, steps, T, n, n, h, w) of the n×n neighbours of each point
+            of the stage's map in each context frame; they add up to 1 over T, n, n. The list is
+            empty without attention.
+
+        Raises:
+            ValueError: As in `forward`.
+        """
+        weights: list[list[Tensor]] = [[] for _ in self.attention]
+
+        def keep(module: nn.Module, args: Any, result: tuple[Tensor, Tensor]) -> None:
+            weights[indices[module]].append(result[1])
+
+        indices = {module: stage for stage, module in enumerate(self.attention)}
+        handles = [module.register_forward_hook(keep) for module in self.attention]
+        try:
+            self.forward(frames, steps)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [torch.cat(parts, dim=1) for parts in weights]
 
     def _patches(self, frames: Tensor) -> Tensor:
         """(B, T, C, H, W) → (T, B, p·p·C, H/p, W/p), padded to what the stages divide.
@@ -191,35 +352,26 @@ class EncoderForecaster(nn.Module):
             frames = padded.unflatten(0, (b, t))
         return to_patches(frames, self.patch_size).transpose(0, 1)
 
-    def _encode(self, x: Tensor) -> list[State]:
-        states = []
-        for down, recurrence in zip(self.encoder_down, self.encoder, strict=True):
-            x, state = recurrence(_over_time(down, x))
-            states.append(state)
-        return states
-
-    def _unroll(self, states: list[State], steps: int, size: torch.Size) -> Tensor:
+    def _run_free(self, carry: Carry, steps: int) -> tuple[Tensor, list[State]]:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""
+        states = list(carry.states)
         top = states[-1]
         h = top if isinstance(top, Tensor) else top[0]  # (1, B, H, h, w)
         x = h.new_empty(steps, h.shape[1], 0, *h.shape[3:])
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):
-            x, _ = self.forecaster[stage](x, states[stage])
+            x, states[stage] = self.forecaster[stage](x, states[stage])
+            x = self._attend(stage, x, carry)
             hidden.insert(0, x)
             if stage > 0:
-                x = _over_time(self.forecaster_up[stage - 1], x)
-        return self._read_out(hidden, size)
+                x = over_time(self.forecaster_up[stage - 1], x)
+        return self._read_out(hidden, carry.last.shape[3:]), states
 
     def _feed_back(
-        self,
-        x: Tensor,
-        states: list[State],
-        steps: int,
-        truth: Tensor | None,
-        teacher_forcing: float,
-    ) -> Tensor:
-        """The autoregressive forecaster: x is the last frame known, (1, B, p·p·C, h, w)."""
+        self, carry: Carry, steps: int, truth: Tensor | None, teacher_forcing: float
+    ) -> tuple[Tensor, list[State]]:
+        """The autoregressive forecaster; truth is (steps, B, p·p·C, h, w)."""
+        states, x = list(carry.states), carry.last
         size = x.shape[3:]
         raw: list[Tensor] = []
         for step in range(steps):
@@ -229,71 +381,27 @@ class EncoderForecaster(nn.Module):
                     forced = torch.rand(x.shape[1], device=x.device) < teacher_forcing
                     x = torch.where(forced.view(-1, 1, 1, 1), truth[step - 1 : step], x)
             hidden = []
-            for stage, (down, recurrence) in enumerate(
+            for stage, (smaller, layer) in enumerate(
                 zip(self.forecaster_down, self.forecaster, strict=True)
             ):
-                x, states[stage] = recurrence(_over_time(down, x), states[stage])
+                x, states[stage] = layer(over_time(smaller, x), states[stage])
+                x = self._attend(stage, x, carry)
                 hidden.append(x)
             raw.append(self._read_out(hidden, size))
-        return torch.cat(raw)
+        return torch.cat(raw), states
+
+    def _attend(self, stage: int, hidden: Tensor, carry: Carry) -> Tensor:
+        if len(self.attention) == 0:
+            return hidden
+        attended, _ = self.attention[stage](hidden, carry.memory[stage])
+        return attended
 
     def _read_out(self, hidden: list[Tensor], size: torch.Size) -> Tensor:
-        """1×1 convolution over the hidden states of all stages, at the patches' resolution."""
-        maps = [_resize(h.flatten(0, 1), size) for h in hidden]
+        """1×1 convolution over hidden states (S, B, H, h, w), at the patches' resolution."""
+        if self.readout == "last":
+            hidden = [hidden[-1 if self.autoregressive else 0]]
+        maps = [resize(h.flatten(0, 1), size) for h in hidden]
         return self.head(torch.cat(maps, dim=1)).unflatten(0, hidden[0].shape[:2])
 
     def _activate(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(raw) if self.output == "sigmoid" else raw
-
-
-def _each(value: int | list[int], stages: int, name: str) -> list[int]:
-    """One int for all stages, or one each, as a list."""
-    values = [value] * stages if isinstance(value, int) else list(value)
-    if len(values) != stages or min(values) < 1:
-        raise ValueError(
-            f"{name} must be one int >= 1, or one for each of the {stages} stages, got {value!r}"
-        )
-    return values
-
-
-def _map_size(
-    frame_size: tuple[int, int] | list[int] | None, multiple: int, stride: int
-) -> tuple[int, int] | None:
-    """Size of a stage's map for a frame padded to a multiple of `multiple` pixels."""
-    if frame_size is None:
-        return None
-    height, width = (-(-size // multiple) * multiple // stride for size in frame_size)
-    return height, width
-
-
-def _down(channels: int, factor: int) -> nn.Module:
-    """A map `factor` times smaller."""
-    if factor == 1:
-        return nn.Identity()
-    kernel, padding = 2 * factor - 1, factor - 1
-    return nn.Sequential(nn.Conv2d(channels, channels, kernel, factor, padding), nn.LeakyReLU(0.2))
-
-
-def _up(channels: int, factor: int) -> nn.Module:
-    """A map `factor` times larger: the mirror of `_down`."""
-    if factor == 1:
-        return nn.Identity()
-    kernel, padding = 2 * factor - 1, factor - 1
-    return nn.Sequential(
-        nn.ConvTranspose2d(channels, channels, kernel, factor, padding, output_padding=padding),
-        nn.LeakyReLU(0.2),
-    )
-
-
-def _over_time(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies a module of single maps to (T, B, C, h, w)."""
-    if isinstance(module, nn.Identity):
-        return x
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-def _resize(maps: Tensor, size: torch.Size) -> Tensor:
-    """(N, C, h, w) at another resolution, bilinear."""
-    if maps.shape[2:] == size:
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

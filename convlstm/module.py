@@ -10,11 +10,12 @@ from torch import Tensor
 
 from convlstm.cells import Peephole
 from convlstm.checkpoint import read_checkpoint
-from convlstm.forecaster import Cell, EncoderForecaster, Feedback
+from convlstm.forecaster import EncoderForecaster, Feedback, Readout
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics
 from convlstm.pixels import check_unit, to_unit
 from convlstm.pretrained import find_weights
+from convlstm.stages import Cell
 from convlstm.weights import read_weights
 
 Batch = dict[str, Tensor]
@@ -40,6 +41,11 @@ class VideoPredictor(pl.LightningModule):
             the frame it forecast last).
         peephole: "none", "channel" or "full" (needs frame_size), for the cell "lstm".
         frame_size: [H, W] in pixels, for peephole "full" only.
+        readout: Which hidden states a frame is read from: those of "all" forecaster stages, or of
+            the "last" one alone.
+        bidirectional: Whether the encoder reads the context in both directions.
+        attention: Side of the neighbourhood, in map points, in which the forecaster looks back at
+            all context frames: odd; 1 for each point's own place, 0 for no attention.
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
         optimizer: "adam" or "adamw".
         learning_rate: The schedule's peak.
@@ -66,6 +72,9 @@ class VideoPredictor(pl.LightningModule):
         forecaster: Feedback = "unconditional",
         peephole: Peephole = "none",
         frame_size: list[int] | None = None,
+        readout: Readout = "all",
+        bidirectional: bool = False,
+        attention: int = 0,
         loss: Loss = "mse",
         optimizer: Literal["adam", "adamw"] = "adam",
         learning_rate: float = 1e-3,
@@ -111,6 +120,9 @@ class VideoPredictor(pl.LightningModule):
             peephole=peephole,
             frame_size=frame_size,
             output="sigmoid" if loss == "cross_entropy" else "linear",
+            readout=readout,
+            bidirectional=bidirectional,
+            attention=attention,
         )
         self.loss = LOSSES[loss]
         self.val_metrics = ForecastMetrics()

@@ -15,10 +15,12 @@ FLOORS = [
     {"callbacks"},
     {"module"},
     {"forecaster"},
+    {"merge"},
+    {"stages"},
     {"layers"},
     {"sequence"},
     {"cells"},
-    {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels"},
+    {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels", "attention"},
     {"convolution", "files", "pretrained"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

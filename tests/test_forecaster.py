@@ -13,6 +13,24 @@ PAPER = [
 ]
 KINDS = ["unconditional", "autoregressive"]
 CELLS = ["lstm", "gru", "rnn"]
+# Every variant of the recurrent family, on frames of 16×16.
+FAMILY = {
+    "rnn": {"cell": "rnn"},
+    "gru": {"cell": "gru"},
+    "lstm": {},
+    "peephole_channel": {"peephole": "channel"},
+    "peephole_full": {"peephole": "full", "frame_size": [16, 16]},
+    "fc_lstm": {"patch_size": 16, "kernel_size": 1, "readout": "last", "peephole": "channel"},
+    "bidirectional": {"bidirectional": True},
+    "attention": {"attention": 1},
+    "attention_neighbourhood": {"attention": 3},
+    "bidirectional_attention_gru": {"bidirectional": True, "attention": 1, "cell": "gru"},
+}
+
+
+def build(variant, forecaster, **options):
+    small = {"patch_size": 4, "hidden_sizes": [4, 5], "forecaster": forecaster}
+    return EncoderForecaster(**{**small, **FAMILY[variant], **options})
 
 
 @pytest.mark.parametrize(("hidden_sizes", "kernel", "hidden_kernel", "count"), PAPER)
@@ -29,6 +47,18 @@ def test_the_papers_networks_have_the_papers_parameter_counts(
     assert sum(p.numel() for p in network.parameters()) == count
 
 
+def test_the_papers_fc_lstm_has_the_papers_parameter_count():
+    with torch.device("meta"):
+        network = EncoderForecaster(
+            patch_size=64,
+            hidden_sizes=[2048, 2048],
+            kernel_size=1,
+            peephole="channel",
+            readout="last",
+        )
+    assert sum(p.numel() for p in network.parameters()) == 142_667_776
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("downsample", [1, [1, 2], [2, 3]])
 @pytest.mark.parametrize("size", [(16, 16), (13, 22), (1, 1)])
@@ -42,17 +72,10 @@ def test_any_frame_size_and_any_number_of_steps(kind, downsample, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("downsample", [1, [1, 2]])
-def test_every_parameter_gets_a_gradient(kind, cell, downsample):
-    network = EncoderForecaster(
-        patch_size=2,
-        hidden_sizes=[4, 5],
-        cell=cell,
-        downsample=downsample,
-        forecaster=kind,
-        peephole="channel" if cell == "lstm" else "none",
-    )
+@pytest.mark.parametrize("variant", FAMILY)
+@pytest.mark.parametrize("options", [{}, {"downsample": [1, 2]}, {"readout": "last"}])
+def test_every_parameter_gets_a_gradient(kind, variant, options):
+    network = build(variant, kind, **options)
     network(torch.rand(2, 3, 1, 16, 16), 3).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -60,17 +83,86 @@ def test_every_parameter_gets_a_gradient(kind, cell, downsample):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_first_frames_do_not_depend_on_the_number_of_steps(kind, cell):
-    network = EncoderForecaster(hidden_sizes=[4, 4], forecaster=kind, cell=cell).double()
+@pytest.mark.parametrize("variant", FAMILY)
+def test_the_first_frames_do_not_depend_on_the_number_of_steps(kind, variant):
+    network = build(variant, kind).double()
     frames = torch.rand(1, 4, 1, 16, 16, dtype=torch.float64)
     long = network(frames, 6)
     torch.testing.assert_close(network(frames, 2), long[:, :2], rtol=0, atol=1e-12)
 
 
+def variety(kind, cell, **options):
+    """A network of two stages whose maps the odd frames (2, 5, 1, 13, 10) are padded for."""
+    network = EncoderForecaster(
+        patch_size=2,
+        hidden_sizes=[3, 4],
+        cell=cell,
+        downsample=[1, 2],
+        forecaster=kind,
+        **options,
+    )
+    return network.double(), torch.rand(2, 5, 1, 13, 10, dtype=torch.float64)
+
+
+def tensors(carry):
+    parts = [state if isinstance(state, tuple) else (state,) for state in carry.states]
+    return [carry.last, *(part for state in parts for part in state)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_clips_of_a_batch_do_not_see_each_other(kind):
-    network = EncoderForecaster(hidden_sizes=[4, 4], forecaster=kind).double()
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("attention", [0, 3])
+def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell, attention):
+    network, frames = variety(kind, cell, attention=attention)
+    expected = network(frames, 4)
+    carry = network.encode(frames[:, :1])
+    for t in range(1, 4):
+        carry = network.encode(frames[:, t : t + 1], carry)
+    carry = network.encode(frames[:, 4:], carry)
+    before = [part.clone() for part in tensors(carry)]
+    first, after = network.unroll(carry, 1)
+    rest, after = network.unroll(after, 3)
+    torch.testing.assert_close(torch.cat([first, rest], 1), expected, rtol=0, atol=1e-12)
+    # What was returned once is not changed by what follows.
+    assert all(torch.equal(a, b) for a, b in zip(tensors(carry), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_carry_keeps_nothing_of_the_frames_behind_it(kind, cell):
+    network, frames = variety(kind, cell)
+
+    def held(carry):
+        return sum(part.untyped_storage().nbytes() for part in tensors(carry))
+
+    short, long = network.encode(frames[:, :1]), network.encode(frames)
+    assert held(short) == held(long) == sum(part.nbytes for part in tensors(long))
+    assert held(network.unroll(long, 1)[1]) == held(network.unroll(long, 7)[1]) == held(long)
+
+
+def test_a_bidirectional_encoder_cannot_read_on():
+    network, frames = variety("unconditional", "lstm", bidirectional=True)
+    carry = network.encode(frames)
+    with pytest.raises(ValueError, match=r"bidirectional .* in one call"):
+        network.encode(frames, carry)
+    first, after = network.unroll(carry, 1)
+    rest, _ = network.unroll(after, 2)
+    torch.testing.assert_close(torch.cat([first, rest], 1), network(frames, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 1, 13, 10), (2, 5, 1, 13, 9)])
+def test_other_frames_than_those_before_cannot_be_read_on(shape):
+    network, frames = variety("unconditional", "lstm")
+    carry = network.encode(frames)
+    with pytest.raises(ValueError, match=r"2 clips with frames of \(13, 10\) as before, got"):
+        network.encode(torch.rand(shape, dtype=torch.float64), carry)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", FAMILY)
+def test_clips_of_a_batch_do_not_see_each_other(kind, variant):
+    network = build(variant, kind).double()
     frames = torch.rand(3, 4, 1, 16, 16, dtype=torch.float64)
     together = network(frames, 3)
     for b in range(3):
@@ -89,6 +181,120 @@ def test_the_forecaster_starts_from_the_encoders_states_stage_by_stage():
     both = torch.cat([low, top], dim=2)
     expected = torch.stack([network.head(both[t]) for t in range(3)], dim=1)
     torch.testing.assert_close(network(frames, 3), torch.pixel_shuffle(expected, 4))
+
+
+def test_fc_lstm_is_torchs_lstm_on_flattened_frames():
+    """Encoder and forecaster of two layers each, the frames being vectors."""
+    network = EncoderForecaster(
+        patch_size=4, hidden_sizes=[5, 6], kernel_size=1, readout="last"
+    ).double()
+    frames = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64)
+
+    def torchs(layer, x, steps, state):  # steps without input: the gates see the bias alone
+        lstm = torch.nn.LSTM(max(layer.input_size, 1), layer.hidden_size).double()
+        with torch.no_grad():
+            for parameter in lstm.parameters():
+                parameter.zero_()
+            if layer.input_size > 0:
+                lstm.weight_ih_l0.copy_(layer.weight_ih_l0[..., 0, 0])
+            lstm.weight_hh_l0.copy_(layer.weight_hh_l0[..., 0, 0])
+            lstm.bias_ih_l0.copy_(layer.bias_l0)
+        return lstm(x if layer.input_size > 0 else x.new_zeros(steps, 2, 1), state)
+
+    low, low_state = torchs(network.encoder[0], frames.flatten(2).transpose(0, 1), 3, None)
+    _, top_state = torchs(network.encoder[1], low, 3, None)
+    top, _ = torchs(network.forecaster[1], low, 4, top_state)
+    low, _ = torchs(network.forecaster[0], top, 4, low_state)
+    pixels = low @ network.head.weight[..., 0, 0].T + network.head.bias
+    expected = pixels.transpose(0, 1).unflatten(2, (1, 4, 4))
+    torch.testing.assert_close(network(frames, 4), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bidirectional_encoder_starts_the_forecaster_from_both_ends(kind):
+    """The first frame of a forecast, written out; the merge is the mean to begin with."""
+    network = EncoderForecaster(hidden_sizes=[3], bidirectional=True, forecaster=kind).double()
+    frames = torch.rand(2, 5, 1, 16, 16, dtype=torch.float64)
+    x = torch.pixel_unshuffle(frames, 4).transpose(0, 1)
+    _, (h, c) = network.encoder[0](x)
+    first = torch.empty(1, 2, 0, 4, 4, dtype=torch.float64) if kind == "unconditional" else x[-1:]
+    hidden, _ = network.forecaster[0](first, (h.mean(0, keepdim=True), c.mean(0, keepdim=True)))
+    expected = torch.pixel_shuffle(network.head(hidden[0]), 4)
+    torch.testing.assert_close(network(frames, 1)[:, 0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_weights_of_each_stage_add_up_to_one(kind):
+    network = build("attention_neighbourhood", kind, downsample=[1, 2]).double()
+    frames = torch.rand(2, 3, 1, 16, 16, dtype=torch.float64)
+    expected = network(frames, 4)
+    low, top = network.attention_weights(frames, 4)
+    assert low.shape == (2, 4, 3, 3, 3, 4, 4)
+    assert top.shape == (2, 4, 3, 3, 3, 2, 2)
+    for weights in (low, top):
+        torch.testing.assert_close(weights.sum((2, 3, 4)), torch.ones_like(weights[:, :, 0, 0, 0]))
+    torch.testing.assert_close(network(frames, 4), expected, rtol=0, atol=0)
+    assert build("lstm", kind).attention_weights(frames.float(), 4) == []
+
+
+def test_each_stage_attends_over_its_own_encoder_stage_and_passes_on_what_it_read():
+    """The unconditional forecast with attention, written out."""
+    network = EncoderForecaster(hidden_sizes=[3, 4], attention=3).double()
+    frames = torch.rand(2, 5, 1, 16, 16, dtype=torch.float64)
+    x = torch.pixel_unshuffle(frames, 4).transpose(0, 1)
+    low_series, low_state = network.encoder[0](x)
+    top_series, top_state = network.encoder[1](low_series)
+    look_low, look_top = network.attention
+    top, _ = network.forecaster[1](torch.empty(3, 2, 0, 4, 4, dtype=torch.float64), top_state)
+    top, _ = look_top(top, look_top.remember(top_series))
+    low, _ = network.forecaster[0](top, low_state)
+    low, _ = look_low(low, look_low.remember(low_series))
+    both = torch.cat([low, top], dim=2)
+    expected = torch.stack([network.head(both[t]) for t in range(3)], dim=1)
+    torch.testing.assert_close(network(frames, 3), torch.pixel_shuffle(expected, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", FAMILY)
+def test_bfloat16_autocast_stays_close_to_float32(kind, variant):
+    network = build(variant, kind, hidden_sizes=[8, 8])
+    frames = torch.rand(2, 10, 1, 16, 16)
+    exact = network(frames, 10)
+    exact.square().mean().backward()
+    gradients = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = network(frames, 10)
+        rough.float().square().mean().backward()
+    # bfloat16 has 8 significant bits. The bound for a whole untrained predictor, ten frames in and
+    # ten out: 1/32 of the largest pixel, and gradients within a tenth of their norm.
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().max() < exact.abs().max() / 32
+    for (name, p), gradient in zip(network.named_parameters(), gradients, strict=True):
+        assert (p.grad - gradient).norm() < gradient.norm() / 10, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", FAMILY)
+def test_a_compiled_network_computes_the_same(kind, variant):
+    """Compiled in place, forward and backward, without a backend that needs a compiler."""
+    torch._dynamo.reset()
+    network = build(variant, kind)
+    frames = torch.rand(2, 3, 1, 16, 16)
+    expected = network(frames, 2)
+    expected.square().mean().backward()
+    gradients = [p.grad.clone() for p in network.parameters()]
+    names = set(network.state_dict())
+    network.zero_grad()
+    network.compile(backend="aot_eager")
+    forecast = network(frames, 2)
+    forecast.square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(forecast, expected)
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert set(network.state_dict()) == names
 
 
 def test_full_teacher_forcing_reads_only_the_truth_and_none_never_does():
@@ -161,6 +367,9 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
         ({"peephole": "full"}, "frame_size"),
         ({"peephole": "some"}, "peephole"),
         ({"cell": "conv"}, "cell .* 'conv'"),
+        ({"readout": "first"}, "readout .* 'first'"),
+        ({"attention": 2}, "attention .* 2"),
+        ({"attention": -1}, "attention .* -1"),
         ({"cell": "gru", "peephole": "channel"}, "'channel' with 'gru'"),
     ],
 )

@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import nn
+
+from convlstm.stages import down, each, map_size, over_time, resize, up
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_up_undoes_the_size_of_down(factor):
+    x = torch.rand(2, 3, 2 * factor, 5 * factor)
+    smaller = down(3, factor)(x)
+    assert smaller.shape == (2, 3, 2, 5)
+    assert up(3, factor)(smaller).shape == x.shape
+
+
+def test_one_number_serves_all_stages_and_a_list_each():
+    assert each(3, 2, "kernel_size") == [3, 3]
+    assert each([3, 5], 2, "kernel_size") == [3, 5]
+    for bad in (0, [3], [3, 0], []):
+        with pytest.raises(ValueError, match=r"kernel_size .* 2 stages"):
+            each(bad, 2, "kernel_size")
+
+
+def test_a_stages_map_covers_the_padded_frame():
+    assert map_size((14, 9), 4, 2) == (8, 6)  # 14×9 pixels padded to 16×12
+    assert map_size(None, 4, 2) is None
+
+
+def test_over_time_applies_a_module_to_each_map_alone():
+    module, x = nn.Conv2d(2, 3, 3), torch.rand(4, 2, 2, 5, 5)
+    expected = torch.stack([module(maps) for maps in x])
+    torch.testing.assert_close(over_time(module, x), expected)
+    assert over_time(nn.Identity(), x) is x
+
+
+def test_resize_leaves_a_map_of_the_right_size_alone():
+    x = torch.rand(1, 2, 3, 4)
+    assert resize(x, torch.Size((3, 4))) is x
+    assert resize(x, torch.Size((6, 8))).shape == (1, 2, 6, 8)
