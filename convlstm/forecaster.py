@@ -5,7 +5,7 @@ their own resolution follow X. Shi et al. 2017, https://arxiv.org/abs/1706.03458
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,22 @@ Cell = Literal["lstm", "gru", "rnn"]
 Feedback = Literal["unconditional", "autoregressive"]
 Output = Literal["linear", "sigmoid"]
 State = Tensor | tuple[Tensor, Tensor]  # h, or (h, c)
+
+
+class Carry(NamedTuple):
+    """What the network carries from the frames that it has read or forecast to the next ones.
+
+    Attributes:
+        states: The recurrences' states, stage by stage; a part is (1, B, hidden, h, w).
+        last: The newest frame, in padded patches: (1, B, p·p·C, h, w). What the autoregressive
+            forecaster reads next.
+        size: (H, W) of the frames in pixels, before they are padded.
+    """
+
+    states: list[State]
+    last: Tensor
+    size: tuple[int, int]
+
 
 LAYERS: dict[str, type[ConvLSTM | ConvGRU | ConvRNN]] = {
     "lstm": ConvLSTM,
@@ -161,23 +177,79 @@ class EncoderForecaster(nn.Module):
         Raises:
             ValueError: Another shape, or fewer than one step.
         """
+        raw, _ = self._unroll(self.encode(frames), steps, truth, teacher_forcing)
+        return raw if logits else self._activate(raw)
+
+    def encode(self, frames: Tensor, carry: Carry | None = None) -> Carry:
+        """Reads frames into the encoder's states.
+
+        Args:
+            frames: (B, T, C, H, W), T >= 1, in [0, 1]; see `forward`.
+            carry: Where an earlier call stopped: `frames` are those that follow. None to begin.
+
+        Returns:
+            Where the encoder stands now, for `unroll`, or to read on from.
+
+        Raises:
+            ValueError: Another shape than (B, T, C, H, W), or than the frames read before.
+        """
         if frames.ndim != 5 or frames.shape[2] != self.channels or frames.shape[1] < 1:
             raise ValueError(
                 f"expected frames (B, T, {self.channels}, H, W) with T >= 1, got shape "
                 f"{tuple(frames.shape)}"
             )
+        size = frames.shape[3], frames.shape[4]
+        before: list[State] | list[None] = [None] * len(self.encoder)
+        if carry is not None:
+            if (len(frames), size) != (carry.last.shape[1], carry.size):
+                raise ValueError(
+                    f"expected {carry.last.shape[1]} clips with frames of {carry.size} as "
+                    f"before, got {len(frames)} of {size}"
+                )
+            before = carry.states
+        x = self._patches(frames)
+        last = x[-1:].clone()  # a view would keep all frames
+        states = []
+        for down, recurrence, state in zip(self.encoder_down, self.encoder, before, strict=True):
+            x, state = recurrence(_over_time(down, x), state)
+            states.append(state)
+        return Carry(states, last, size)
+
+    def unroll(self, carry: Carry, steps: int) -> tuple[Tensor, Carry]:
+        """Forecasts the frames that follow those that were read, or forecast before.
+
+        Args:
+            carry: From `encode` to begin with; from `unroll` to go on with the forecast.
+            steps: Frames to forecast, >= 1.
+
+        Returns:
+            Frames (B, steps, C, H, W), not clipped, and where the forecaster stands after them.
+
+        Raises:
+            ValueError: Fewer than one step.
+        """
+        raw, carry = self._unroll(carry, steps)
+        return self._activate(raw), carry
+
+    def _unroll(
+        self,
+        carry: Carry,
+        steps: int,
+        truth: Tensor | None = None,
+        teacher_forcing: float = 0.0,
+    ) -> tuple[Tensor, Carry]:
+        """`unroll` without the sigmoid, and with scheduled sampling; see `forward`."""
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        height, width = frames.shape[3:]
-        patches = self._patches(frames)
-        states = self._encode(patches)
         if self.autoregressive:
             hints = self._patches(truth) if truth is not None and teacher_forcing > 0 else None
-            raw = self._feed_back(patches[-1:], states, steps, hints, teacher_forcing)
+            raw, states = self._feed_back(carry, steps, hints, teacher_forcing)
         else:
-            raw = self._unroll(states, steps, patches.shape[3:])
+            raw, states = self._run_free(carry, steps)
+        after = Carry(states, self._activate(raw[-1:]).clone(), carry.size)
+        height, width = carry.size
         raw = from_patches(raw.transpose(0, 1), self.patch_size)[..., :height, :width]
-        return raw if logits else self._activate(raw)
+        return raw, after
 
     def _patches(self, frames: Tensor) -> Tensor:
         """(B, T, C, H, W) → (T, B, p·p·C, H/p, W/p), padded to what the stages divide.
@@ -191,35 +263,25 @@ class EncoderForecaster(nn.Module):
             frames = padded.unflatten(0, (b, t))
         return to_patches(frames, self.patch_size).transpose(0, 1)
 
-    def _encode(self, x: Tensor) -> list[State]:
-        states = []
-        for down, recurrence in zip(self.encoder_down, self.encoder, strict=True):
-            x, state = recurrence(_over_time(down, x))
-            states.append(state)
-        return states
-
-    def _unroll(self, states: list[State], steps: int, size: torch.Size) -> Tensor:
+    def _run_free(self, carry: Carry, steps: int) -> tuple[Tensor, list[State]]:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""
+        states = list(carry.states)
         top = states[-1]
         h = top if isinstance(top, Tensor) else top[0]  # (1, B, H, h, w)
         x = h.new_empty(steps, h.shape[1], 0, *h.shape[3:])
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):
-            x, _ = self.forecaster[stage](x, states[stage])
+            x, states[stage] = self.forecaster[stage](x, states[stage])
             hidden.insert(0, x)
             if stage > 0:
                 x = _over_time(self.forecaster_up[stage - 1], x)
-        return self._read_out(hidden, size)
+        return self._read_out(hidden, carry.last.shape[3:]), states
 
     def _feed_back(
-        self,
-        x: Tensor,
-        states: list[State],
-        steps: int,
-        truth: Tensor | None,
-        teacher_forcing: float,
-    ) -> Tensor:
-        """The autoregressive forecaster: x is the last frame known, (1, B, p·p·C, h, w)."""
+        self, carry: Carry, steps: int, truth: Tensor | None, teacher_forcing: float
+    ) -> tuple[Tensor, list[State]]:
+        """The autoregressive forecaster; truth is (steps, B, p·p·C, h, w)."""
+        states, x = list(carry.states), carry.last
         size = x.shape[3:]
         raw: list[Tensor] = []
         for step in range(steps):
@@ -235,7 +297,7 @@ class EncoderForecaster(nn.Module):
                 x, states[stage] = recurrence(_over_time(down, x), states[stage])
                 hidden.append(x)
             raw.append(self._read_out(hidden, size))
-        return torch.cat(raw)
+        return torch.cat(raw), states
 
     def _read_out(self, hidden: list[Tensor], size: torch.Size) -> Tensor:
         """1×1 convolution over the hidden states of all stages, at the patches' resolution."""

@@ -68,6 +68,58 @@ def test_the_first_frames_do_not_depend_on_the_number_of_steps(kind, cell):
     torch.testing.assert_close(network(frames, 2), long[:, :2], rtol=0, atol=1e-12)
 
 
+def variety(kind, cell):
+    """A network of two stages whose maps the odd frames (2, 5, 1, 13, 10) are padded for."""
+    network = EncoderForecaster(
+        patch_size=2, hidden_sizes=[3, 4], cell=cell, downsample=[1, 2], forecaster=kind
+    )
+    return network.double(), torch.rand(2, 5, 1, 13, 10, dtype=torch.float64)
+
+
+def tensors(carry):
+    parts = [state if isinstance(state, tuple) else (state,) for state in carry.states]
+    return [carry.last, *(part for state in parts for part in state)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell):
+    network, frames = variety(kind, cell)
+    expected = network(frames, 4)
+    carry = network.encode(frames[:, :1])
+    for t in range(1, 4):
+        carry = network.encode(frames[:, t : t + 1], carry)
+    carry = network.encode(frames[:, 4:], carry)
+    before = [part.clone() for part in tensors(carry)]
+    first, after = network.unroll(carry, 1)
+    rest, after = network.unroll(after, 3)
+    torch.testing.assert_close(torch.cat([first, rest], 1), expected, rtol=0, atol=1e-12)
+    # What was returned once is not changed by what follows.
+    assert all(torch.equal(a, b) for a, b in zip(tensors(carry), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_carry_keeps_nothing_of_the_frames_behind_it(kind, cell):
+    network, frames = variety(kind, cell)
+
+    def held(carry):
+        return sum(part.untyped_storage().nbytes() for part in tensors(carry))
+
+    short, long = network.encode(frames[:, :1]), network.encode(frames)
+    assert held(short) == held(long) == sum(part.nbytes for part in tensors(long))
+    assert held(network.unroll(long, 1)[1]) == held(network.unroll(long, 7)[1]) == held(long)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 1, 13, 10), (2, 5, 1, 13, 9)])
+def test_other_frames_than_those_before_cannot_be_read_on(shape):
+    network, frames = variety("unconditional", "lstm")
+    carry = network.encode(frames)
+    with pytest.raises(ValueError, match=r"2 clips with frames of \(13, 10\) as before, got"):
+        network.encode(torch.rand(shape, dtype=torch.float64), carry)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_of_a_batch_do_not_see_each_other(kind):
     network = EncoderForecaster(hidden_sizes=[4, 4], forecaster=kind).double()
