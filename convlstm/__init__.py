@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from convlstm.cells import ConvGRUCell, ConvLSTMCell, ConvRNNCell
     from convlstm.forecaster import EncoderForecaster
     from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
-    from convlstm.module import VideoPredictor
+    from convlstm.module import VideoPredictor, load
     from convlstm.render import save_gif, save_strip
 
 _HOMES = {
@@ -24,6 +24,7 @@ _HOMES = {
     "ConvRNNCell": "cells",
     "EncoderForecaster": "forecaster",
     "VideoPredictor": "module",
+    "load": "module",
     "save_gif": "render",
     "save_strip": "render",
 }
@@ -38,6 +39,7 @@ __all__ = [
     "ConvRNNCell",
     "EncoderForecaster",
     "VideoPredictor",
+    "load",
     "save_gif",
     "save_strip",
 ]

@@ -14,6 +14,7 @@ FLOORS = [
     {"cli"},
     {"callbacks"},
     {"module"},
+    {"inference"},
     {"forecaster"},
     {"layers"},
     {"sequence"},
