@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from convlstm.forecaster import EncoderForecaster
     from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
     from convlstm.module import VideoPredictor, load
-    from convlstm.render import save_gif, save_strip
+    from convlstm.render import save_gif, save_mp4, save_strip
 
 _HOMES = {
     "ConvGRU": "layers",
@@ -26,6 +26,7 @@ _HOMES = {
     "VideoPredictor": "module",
     "load": "module",
     "save_gif": "render",
+    "save_mp4": "render",
     "save_strip": "render",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "VideoPredictor",
     "load",
     "save_gif",
+    "save_mp4",
     "save_strip",
 ]
 
