@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from convlstm.cells import ConvGRUCell, ConvLSTMCell, ConvRNNCell
     from convlstm.forecaster import EncoderForecaster
     from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
-    from convlstm.module import VideoPredictor
-    from convlstm.render import save_gif, save_strip
+    from convlstm.module import VideoPredictor, load
+    from convlstm.render import save_gif, save_mp4, save_strip
 
 _HOMES = {
     "ConvGRU": "layers",
@@ -24,7 +24,9 @@ _HOMES = {
     "ConvRNNCell": "cells",
     "EncoderForecaster": "forecaster",
     "VideoPredictor": "module",
+    "load": "module",
     "save_gif": "render",
+    "save_mp4": "render",
     "save_strip": "render",
 }
 
@@ -38,7 +40,9 @@ __all__ = [
     "ConvRNNCell",
     "EncoderForecaster",
     "VideoPredictor",
+    "load",
     "save_gif",
+    "save_mp4",
     "save_strip",
 ]
 

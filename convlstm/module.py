@@ -1,4 +1,4 @@
-"""`VideoPredictor`: the network with its loss, metrics and optimizer, and `forecast()`."""
+"""`VideoPredictor`: the network with its loss, metrics and optimizer."""
 
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -11,9 +11,10 @@ from torch import Tensor
 from convlstm.cells import Peephole
 from convlstm.checkpoint import read_checkpoint
 from convlstm.forecaster import EncoderForecaster, Feedback, Readout
+from convlstm.inference import Inference
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics
-from convlstm.pixels import check_unit, to_unit
+from convlstm.pixels import to_unit
 from convlstm.pretrained import find_weights
 from convlstm.stages import Cell
 from convlstm.weights import read_weights
@@ -21,7 +22,7 @@ from convlstm.weights import read_weights
 Batch = dict[str, Tensor]
 
 
-class VideoPredictor(pl.LightningModule):
+class VideoPredictor(Inference, pl.LightningModule):
     """An encoder-forecaster that trains on clips and continues videos.
 
     Batches are dicts: `context` (B, T, C, H, W) and `target` (B, steps, C, H, W), uint8, uint16 or
@@ -132,40 +133,6 @@ class VideoPredictor(pl.LightningModule):
     def forward(self, frames: Tensor, steps: int) -> Tensor:
         """Frames (B, steps, C, H, W) after a context (B, T, C, H, W) in [0, 1]; not clipped."""
         return self.network(frames, steps)
-
-    @torch.no_grad()
-    def forecast(self, frames: Tensor, steps: int = 10) -> Tensor:
-        """Continues a clip, or a batch of clips; needs no truth, and no Trainer.
-
-        Args:
-            frames: The context, (T, C, H, W) or (B, T, C, H, W), on any device: uint8, uint16 or
-                floats in [0, 1].
-            steps: Frames to forecast, >= 1.
-
-        Returns:
-            The frames that follow, (steps, C, H, W) or (B, steps, C, H, W), float32 in [0, 1], on
-            the device of `frames`. The module's mode (train or eval) is left as it was.
-
-        Raises:
-            ValueError: Another shape or type of pixels, values outside [0, 1], or NaN.
-        """
-        batch = frames.unsqueeze(0) if frames.ndim == 4 else frames
-        if batch.ndim != 5 or batch.shape[2] != self.network.channels or batch.shape[1] < 1:
-            raise ValueError(
-                f"expected a clip (T, {self.network.channels}, H, W) with T >= 1, or a batch of "
-                f"them, got shape {tuple(frames.shape)}"
-            )
-        check_unit(batch)
-        batch = to_unit(batch.to(self.device)).to(self.dtype)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            result = self(batch, steps)
-        finally:
-            for module, training in modes:
-                module.training = training
-        result = result.float().clamp(0, 1).to(frames.device)
-        return result.squeeze(0) if frames.ndim == 4 else result
 
     @classmethod
     def load_from_checkpoint(
@@ -324,3 +291,20 @@ class VideoPredictor(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def load(path_or_name: str | Path) -> VideoPredictor:
+    """Loads a trained model, ready to forecast.
+
+    Args:
+        path_or_name: A checkpoint that `convlstm fit` wrote, such as
+            runs/moving_mnist/checkpoints/best.ckpt.
+
+    Returns:
+        The predictor in eval mode, on the CPU unless it was trained on a GPU that is here.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, no checkpoint, or one of another model.
+    """
+    return VideoPredictor.load_from_checkpoint(path_or_name).eval()

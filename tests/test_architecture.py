@@ -14,6 +14,7 @@ FLOORS = [
     {"cli"},
     {"callbacks"},
     {"module"},
+    {"inference"},
     {"forecaster"},
     {"merge"},
     {"stages"},

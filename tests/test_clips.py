@@ -105,8 +105,9 @@ def test_npy_with_pixels_that_are_no_numbers_names_the_first_such_frame(tmp_path
 
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (-0.5, 1), (0, 1.5)])
 def test_npy_with_floats_outside_of_0_to_1_names_their_range(tmp_path, low, high):
-    frames = np.linspace(low, high, 4 * 6 * 7).reshape(4, 6, 7)
-    with pytest.raises(ValueError, match=rf"range from {low} to {high}, .* in \[0, 1\]"):
+    frames = np.zeros((4, 6, 7))
+    frames[2] = np.linspace(low, high, 6 * 7).reshape(6, 7)
+    with pytest.raises(ValueError, match=rf"of frame 2 range from {low} to {high}, .* in \[0, 1\]"):
         read_clip(save(tmp_path / "clip.npy", frames))
 
 
@@ -151,14 +152,14 @@ def test_missing_empty_and_directory_are_told_apart(tmp_path, suffix):
         read_clip(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(IsADirectoryError, match=r"is a directory: give a file$"):
+    with pytest.raises(ValueError, match=r"a folder without images .*: give "):
         read_clip(path)
 
 
 def test_unsupported_suffix_lists_the_supported_ones(tmp_path):
     path = tmp_path / "clip.bmp"
     path.write_bytes(b"BM")
-    with pytest.raises(ValueError, match=r"suffix '\.bmp' is not supported: .*\.npy, \.gif$"):
+    with pytest.raises(ValueError, match=r"suffix '\.bmp' is not supported: .*\.npy, .*\.gif, "):
         read_clip(path)
 
 

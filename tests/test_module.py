@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from convlstm import EncoderForecaster, VideoPredictor
+from convlstm import EncoderForecaster, VideoPredictor, load
 
 pytestmark = [
     # Lightning 2.6.6 asks an isinstance question that torch 2.14 is about to forget.
@@ -41,63 +41,6 @@ def trainer(tmp_path, **options):
         enable_model_summary=False,
         **options,
     )
-
-
-@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_a_forecast_needs_only_a_clip_and_gives_frames_in_zero_to_one(forecaster, loss):
-    model = build(forecaster=forecaster, loss=loss)
-    with torch.no_grad():
-        model.network.head.bias.fill_(0.9)  # so that a linear output leaves [0, 1]
-        model.network.head.weight.mul_(30)
-    clip = torch.rand(5, 1, 9, 7)
-    frames = model.forecast(clip, steps=12)
-    assert frames.shape == (12, 1, 9, 7)
-    assert frames.dtype == torch.float32
-    assert frames.min() >= 0
-    assert frames.max() <= 1
-    assert not frames.requires_grad
-    raw = model(clip[None], 12)[0]
-    assert loss == "cross_entropy" or raw.max() > 1
-    torch.testing.assert_close(frames, raw.detach().clamp(0, 1))
-
-
-def test_integers_floats_and_batches_are_the_same_clip():
-    model = build()
-    eight = torch.randint(0, 256, (2, 4, 1, 8, 8), dtype=torch.uint8)
-    expected = model.forecast(eight.float() / 255, 3)
-    sixteen = (eight.to(torch.int32) * 257).to(torch.uint16)
-    for clip in (eight, sixteen, eight.double() / 255):
-        torch.testing.assert_close(model.forecast(clip, 3), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model.forecast(eight[1], 3), expected[1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_forecast_leaves_every_modules_mode_as_it_was(training):
-    model = build().train(training)
-    model.network.head.eval()  # as one who freezes a part would have it
-    before = [module.training for module in model.modules()]
-    seen = []
-    model.network.register_forward_hook(lambda module, *_: seen.append(module.training))
-    model.forecast(torch.rand(4, 1, 8, 8), 2)
-    assert seen == [False]
-    assert [module.training for module in model.modules()] == before
-
-
-@pytest.mark.parametrize(
-    ("clip", "named"),
-    [
-        (torch.rand(4, 3, 8, 8), r"\(T, 1, H, W\).*\(4, 3, 8, 8\)"),
-        (torch.rand(1, 8, 8), r"got shape \(1, 8, 8\)"),
-        (torch.rand(0, 1, 8, 8), "T >= 1"),
-        (torch.full((4, 1, 8, 8), torch.nan), "NaN"),
-        (torch.rand(4, 1, 8, 8) * 255, "from .* to 25"),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.int64), "got torch.int64"),
-    ],
-)
-def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
-    with pytest.raises(ValueError, match=named):
-        build().forecast(clip, 2)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +196,17 @@ def test_the_network_is_what_the_options_say():
     network = EncoderForecaster(hidden_sizes=[3, 4], kernel_size=5, peephole="channel")
     shapes = {n: p.shape for n, p in network.named_parameters()}
     assert {n: p.shape for n, p in model.network.named_parameters()} == shapes
+
+
+def test_load_gives_the_trained_model_ready_to_forecast(tmp_path):
+    model = build(hidden_sizes=[3, 4], forecaster="autoregressive")
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, DataLoader(clips(2)))
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    clip = torch.rand(4, 1, 8, 8)
+    for path in (tmp_path / "model.ckpt", str(tmp_path / "model.ckpt")):
+        loaded = load(path)
+        assert not loaded.training
+        torch.testing.assert_close(loaded.forecast(clip, 3), model.forecast(clip, 3))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at none\.ckpt"):
+        load("none.ckpt")

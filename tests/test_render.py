@@ -1,16 +1,17 @@
 import errno
 import os
+import sys
 
+import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from convlstm import render
-from convlstm.render import forecast_frames, save_gif, save_strip
+from convlstm.render import drawing, forecast_frames, save_gif, save_mp4, save_strip
 
-BORDERS = {"context": render.CONTEXT, "truth": render.TRUTH, "forecast": render.FORECAST}
+BORDERS = {"context": drawing.CONTEXT, "truth": drawing.TRUTH, "forecast": drawing.FORECAST}
 
 
 def clip(steps, channels=1, height=16, width=16, seed=0):
@@ -121,7 +122,7 @@ def test_header_of_tiny_frames_is_not_cut(height, width):
     small = clip(12, 1, height, width)
     tiny = forecast_frames(small, small, small, scale=1)
     large = forecast_frames(*3 * [clip(12, 1, 64, 192)], scale=1)
-    background = np.array(render.BACKGROUND)
+    background = np.array(drawing.BACKGROUND)
     for t in (0, 11, 12, 23):
         inked = [
             (frames[t][: frames.shape[1] - 12 - rows - 6] != background).any(-1)
@@ -138,7 +139,7 @@ def test_truth_that_ends_early_leaves_its_panel_empty():
     np.testing.assert_array_equal(with_one[:2], with_all[:2])
     for t in (2, 3):
         assert not (with_one[t] == BORDERS["truth"]).all(-1).any()
-        assert (with_one[t] == render.EMPTY).all(-1).mean() > 0.3
+        assert (with_one[t] == drawing.EMPTY).all(-1).mean() > 0.3
         assert len(framed(with_one[t], BORDERS["forecast"], 192, 192)) == 1
 
 
@@ -257,6 +258,35 @@ def test_gif_of_moving_shapes_stays_small(tmp_path):
     assert (tmp_path / "a.gif").stat().st_size < 300_000
 
 
+@pytest.mark.parametrize(("width", "fps"), [(16, 5), (15, 12.5)])  # odd ones get a pixel more
+def test_mp4_shows_the_animation_at_its_speed(tmp_path, width, fps):
+    rows, columns = np.mgrid[:17, :width] / 17
+    colours = np.stack([rows, columns, 1 - rows])[None].repeat(3, axis=0).clip(0, 1)
+    context, forecast, truth = colours, 1 - colours, colours[:2]
+    save_mp4(tmp_path / "a.mp4", context, forecast, truth, fps=fps)
+    expected = forecast_frames(context, forecast, truth)
+    with av.open(tmp_path / "a.mp4") as video:
+        (stream,) = video.streams
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == fps
+        assert float(stream.duration * stream.time_base) == pytest.approx(6 / fps)
+        got = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(stream)])
+    height, width = expected.shape[1:3]
+    assert got.shape == (6, height + height % 2, width + width % 2, 3)
+    error = np.abs(got[:, :height, :width].astype(np.int64) - expected)
+    # H.264 is lossy, and its colours have half the resolution, which shows at the borders.
+    assert np.median(error) <= 2
+    assert np.quantile(error, 0.9) < 10  # channels or panels in another order: above 100
+    assert np.abs(got[:, height:].astype(np.int64) - drawing.BACKGROUND).max(initial=0) < 8
+
+
+def test_mp4_without_pyav_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"a\.mp4: .* pip install 'convlstm\[video\]'"):
+        save_mp4(tmp_path / "a.mp4", clip(1), clip(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_suffix_in_capitals_will_do(tmp_path):
     save_gif(tmp_path / "A.GIF", clip(1), clip(1))
     save_strip(tmp_path / "A.PNG", clip(1), clip(1))
@@ -283,10 +313,10 @@ def test_strip_aligns_truth_and_forecast(tmp_path):
     for name in ("truth", "forecast"):
         mask = (strip == BORDERS[name]).all(-1)
         full = np.nonzero(mask.sum(0) >= 70)[0]  # columns that are side borders
-        starts[name] = full.reshape(-1, 2 * render.BORDER)[:, 0].tolist()
+        starts[name] = full.reshape(-1, 2 * drawing.BORDER)[:, 0].tolist()
     assert len(starts["forecast"]) == 5
     assert starts["truth"] == starts["forecast"][:3]
-    assert (strip == render.EMPTY).all(-1).sum() > 2 * 60 * 60  # and two cells are empty
+    assert (strip == drawing.EMPTY).all(-1).sum() > 2 * 60 * 60  # and two cells are empty
 
 
 @pytest.mark.parametrize(("steps", "columns"), [(50, 20), (21, 20), (20, 20), (7, 2), (3, 2)])
@@ -315,7 +345,9 @@ def test_large_frames_are_shrunk_in_the_strip_unless_scale_is_given(tmp_path):
     assert framed(iio.imread(tmp_path / "a.png"), BORDERS["forecast"], 300, 601)
 
 
-@pytest.mark.parametrize(("save", "name"), [(save_gif, "a.gif"), (save_strip, "a.png")])
+@pytest.mark.parametrize(
+    ("save", "name"), [(save_gif, "a.gif"), (save_mp4, "a.mp4"), (save_strip, "a.png")]
+)
 def test_failed_write_keeps_the_old_picture(tmp_path, monkeypatch, save, name):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -348,6 +380,7 @@ def test_wrong_clips_are_named(tmp_path, context, forecast, truth, message):
     for call in (
         lambda: forecast_frames(context, forecast, truth),
         lambda: save_gif(tmp_path / "a.gif", context, forecast, truth),
+        lambda: save_mp4(tmp_path / "a.mp4", context, forecast, truth),
         lambda: save_strip(tmp_path / "a.png", context, forecast, truth),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -373,8 +406,9 @@ def test_wrong_scale_is_named(tmp_path, scale):
 
 @pytest.mark.parametrize("fps", [0, -5, 51, float("nan"), float("inf")])
 def test_wrong_speed_is_named(tmp_path, fps):
-    with pytest.raises(ValueError, match=f"fps is {fps}, expected"):
-        save_gif(tmp_path / "a.gif", clip(1), clip(1), fps=fps)
+    for save, name in ((save_gif, "a.gif"), (save_mp4, "a.mp4")):
+        with pytest.raises(ValueError, match=f"fps is {fps}, expected"):
+            save(tmp_path / name, clip(1), clip(1), fps=fps)
 
 
 def test_wrong_number_of_columns_is_named(tmp_path):
@@ -387,3 +421,5 @@ def test_wrong_suffix_is_named(tmp_path):
         save_gif(tmp_path / "a.png", clip(1), clip(1))
     with pytest.raises(ValueError, match=r"a\.gif'?, expected a name that ends in \.png"):
         save_strip(tmp_path / "a.gif", clip(1), clip(1))
+    with pytest.raises(ValueError, match=r"a\.gif'?, expected a name that ends in \.mp4"):
+        save_mp4(tmp_path / "a.gif", clip(1), clip(1))

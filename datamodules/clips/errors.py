@@ -1,0 +1,65 @@
+"""What is said of a file that is no clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def require_file(path: Path) -> None:
+    """Raises unless there is a file that can be read and is not empty.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        IsADirectoryError: It is a directory.
+        PermissionError: It may not be read.
+        ValueError: It is empty.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory: give a file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file: check the path")
+    with permitted(path), path.open("rb") as file:
+        if not file.read(1):
+            raise ValueError(f"{path}: the file is empty: write it anew")
+
+
+@contextmanager
+def permitted(path: Path) -> Iterator[None]:
+    """Says in one line that a file or folder may not be read."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path}: no permission to read it: change its permissions, or copy it"
+        ) from error
+
+
+@contextmanager
+def damage(path: Path, kind: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into one line that names the file.
+
+    Decoders let all kinds of exceptions escape on damaged files, even AttributeError.
+
+    Args:
+        path: The file that is decoded.
+        kind: What it is, such as "GIF".
+
+    Raises:
+        ValueError: The block has raised.
+        MemoryError: The block has.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path}: the {kind} is damaged ({first_line(error)}): copy or write it anew"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message without what follows its first line; its name if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,72 @@
+"""Pixels of pictures, as Pillow decodes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from datamodules.clips.colour import on_black
+from datamodules.clips.errors import require_file
+from datamodules.clips.reader import MOST_PIXELS
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture, of which so far only the header is read.
+
+    Raises:
+        OSError: If there is no such file or it may not be read.
+        ValueError: If it is no picture, or one with very many pixels.
+    """
+    require_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{path}: the picture is too large: make it smaller, at most {MOST_PIXELS:,} pixels"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise ValueError(
+                f"{path}: not a picture, whatever its name says, or a damaged one: give another"
+            ) from error
+        except (ValueError, SyntaxError) as error:  # of damaged headers
+            raise ValueError(
+                f"{path}: the picture is damaged ({error}): copy or write it anew"
+            ) from error
+    with image:
+        yield image
+
+
+def pixel_type(image: Image.Image) -> np.dtype[Any]:
+    """What `pixels` gives: uint16 for 16-bit gray, float32 for floats, else uint8."""
+    if image.mode == "F":
+        return np.dtype(np.float32)
+    return np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
+
+
+def pixels(image: Image.Image) -> NDArray[Any]:
+    """The pixels of a picture in any mode, (C, H, W) with C = 1 or 3; transparent ones are black.
+
+    Raises:
+        ValueError: If floats are outside [0, 1] or integers above 65535.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        gray = np.asarray(image)[None]
+        largest = 1 if image.mode == "F" else 65535
+        if not (gray.min() >= 0 and gray.max() <= largest):
+            raise ValueError(f"pixels from {gray.min()} to {gray.max()} are outside 0 to {largest}")
+        return gray.astype(pixel_type(image))
+    if image.has_transparency_data:
+        return on_black(np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[None]
+    return np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)

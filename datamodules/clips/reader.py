@@ -1,0 +1,93 @@
+"""What every kind of clip offers: its size, and any part of its frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.clips.colour import is_gray, to_channels
+
+Clip = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
+
+MOST_PIXELS = 2**26  # of a frame: 8192 x 8192, which 8K video (2**25) fits in
+
+
+class ClipReader(ABC):
+    """A clip whose frames are read when they are asked for.
+
+    It keeps no file open, so that it can be sent to other processes.
+
+    Attributes:
+        path: The file or folder.
+        num_frames: How many frames it has, >= 1.
+        frame_size: (height, width) in pixels.
+        dtype: Of its pixels: uint8, uint16 or float32.
+    """
+
+    path: Path
+    num_frames: int
+    frame_size: tuple[int, int]
+    dtype: np.dtype[Any]
+    _channels: int | None = None  # None: not known yet
+
+    @property
+    def channels(self) -> int:
+        """1 where all pixels are gray, else 3.
+
+        Where neither the file nor the frames read so far tell, this decodes up to the first
+        coloured frame.
+        """
+        if self._channels is None:
+            gray = all(is_gray(frame) for frame in self._frames(range(self.num_frames)))
+            self._channels = 1 if gray else 3
+        return self._channels
+
+    def read(self, start: int, stop: int, step: int = 1, *, channels: int | None = None) -> Clip:
+        """Reads the frames start, start + step, ... before stop.
+
+        Args:
+            start: The first frame, from 0.
+            stop: Behind the last frame; above start, at most num_frames.
+            step: 2 takes every second frame.
+            channels: 1 or 3 turns colour into gray or gray into RGB; None keeps the clip's own.
+
+        Returns:
+            (T, C, H, W), uint8, uint16 or float32 in [0, 1], writeable and contiguous.
+
+        Raises:
+            OSError: If the file can no longer be read.
+            ValueError: If there are no such frames, or the file is damaged where they are.
+        """
+        if not 0 <= start < stop <= self.num_frames or step < 1:
+            raise ValueError(
+                f"{self.path}: frames {start} to {stop} by {step} were asked for: it has frames 0 "
+                f"to {self.num_frames}"
+            )
+        frames = list(self._frames(range(start, stop, step)))
+        if channels is None:
+            if self._channels is None:
+                gray = all(map(is_gray, frames))
+                if not gray or len(frames) == self.num_frames:
+                    self._channels = 1 if gray else 3
+            channels = self.channels
+            if channels == 1:  # all gray: any channel will do
+                frames = [frame[:1] for frame in frames]
+        # Decoders have colour last, and numpy.stack would keep that order in memory.
+        return np.ascontiguousarray(np.stack([to_channels(f, channels) for f in frames]))
+
+    @abstractmethod
+    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+        """Decodes the frames with these numbers: (C, H, W) each, with C = 1 or 3."""
+
+    def _set_frame_size(self, height: int, width: int) -> None:
+        if height * width > MOST_PIXELS:
+            raise ValueError(
+                f"{self.path}: frames of {height} x {width} pixels are too large: make them "
+                f"smaller, at most {MOST_PIXELS:,} pixels"
+            )
+        self.frame_size = height, width

@@ -1,0 +1,192 @@
+"""Clips in video files, decoded by PyAV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.clips.colour import on_black
+from datamodules.clips.errors import damage, require_file
+from datamodules.clips.reader import ClipReader
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.format import VideoFormat
+    from av.video.stream import VideoStream
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+
+_MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
+
+
+class VideoReader(ClipReader):
+    """A clip in a video file: all frames of its first video stream, whatever their times.
+
+    Opening reads through the file without decoding it, so that every frame has a number; reading
+    starts at the key frame before the frames asked for. Pixels are uint8, or uint16 where the
+    video has more than 8 bits. Videos are turned upright as their file says.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: If there is no such file or it may not be read.
+        ValueError: If it is no video, is truncated or damaged, or PyAV is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        require_file(path)
+        with self._opened() as (container, stream):
+            self._set_frame_size(stream.height, stream.width)
+            with damage(path, "video"):
+                times, keys, length, timed = _packets(container, stream)
+            if not times:
+                raise ValueError(f"{path}: a video without frames: give another file")
+            promised = max(
+                _seconds(container.duration, _MICROSECOND),
+                _seconds(stream.duration, stream.time_base),
+            )
+            if length < 0.99 * promised - length / len(times):
+                raise ValueError(
+                    f"{path}: the video ends after {length:.2f} of {promised:.2f} seconds, the "
+                    "file is truncated: copy it anew"
+                )
+        # Where times are not to be trusted, frames are counted from the first one on.
+        self._timed = timed
+        self._times = np.unique(times) if timed else np.arange(len(times))
+        self._keys = np.unique(keys) if timed else np.zeros(1, dtype=np.int64)
+        self.num_frames = len(self._times)
+        (first,) = self._decoded(range(1))
+        self._form = _form(first.format)
+        self.dtype = np.dtype(np.uint16 if "16" in self._form or "64" in self._form else np.uint8)
+        if self._form.startswith("gray"):
+            self._channels = 1
+        self._quarter_turns = first.rotation // 90
+        if self._quarter_turns % 2:
+            self.frame_size = self.frame_size[::-1]
+
+    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+        for frame in self._decoded(numbers):
+            array = frame.to_ndarray(format=self._form)
+            array = np.rot90(array, self._quarter_turns)
+            if array.shape[:2] != self.frame_size:
+                raise ValueError(
+                    f"{self.path}: frames of {array.shape[:2]} and of {self.frame_size} pixels: "
+                    "bring all frames to one size"
+                )
+            array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+            yield on_black(array) if len(array) == 4 else array
+
+    def _decoded(self, numbers: range) -> Iterator[VideoFrame]:
+        """The frames with these numbers."""
+        wanted = self._times[numbers.start : numbers.stop : numbers.step]
+        key = int(np.searchsorted(self._keys, wanted[0], side="right")) - 1
+        done = 0
+        # Where seeking leads behind the first frame that is wanted, decode from the beginning.
+        for origin in (int(self._keys[key]), None) if key > 0 else (None,):
+            for frame in self._decoded_from(origin, wanted[done:]):
+                done += 1
+                yield frame
+            if done == len(wanted):
+                return
+        raise ValueError(
+            f"{self.path}: frame {numbers[done]} cannot be decoded, the video is damaged: copy or "
+            "write it anew"
+        )
+
+    def _decoded_from(self, origin: int | None, wanted: NDArray[np.int64]) -> Iterator[VideoFrame]:
+        """The frames with the wanted times, up to the first that is missing."""
+        with self._opened() as (container, stream):
+            frames = _until_damage(container, stream, origin, self._timed)
+            for time in wanted:
+                here, frame = next((f for f in frames if f[0] >= time), (None, None))
+                if frame is None or here != time or frame.is_corrupt:
+                    return
+                yield frame
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        try:
+            import av
+        except ImportError as error:
+            raise ValueError(
+                f"{self.path}: reading videos needs PyAV: pip install 'convlstm[video]'"
+            ) from error
+        try:
+            container = av.open(str(self.path))
+        except av.FFmpegError as error:
+            raise ValueError(
+                f"{self.path}: not a video, whatever its name says, or a truncated or damaged one "
+                f"({error.strerror}): copy or write it anew"
+            ) from error
+        with container:
+            if not container.streams.video:
+                raise ValueError(f"{self.path}: no video in it: give another file")
+            yield container, container.streams.video[0]
+
+
+def _packets(
+    container: InputContainer, stream: VideoStream
+) -> tuple[list[int], list[int], float, bool]:
+    """Goes through a file.
+
+    Returns:
+        Times of the frames and of the key frames, in the stream's unit; the file's length in
+        seconds; and whether the times are right: AVI has none, and where frames are stored in
+        another order than shown, those made up for it are wrong.
+    """
+    times, keys = [], []
+    start, end = math.inf, 0.0
+    reordered = False
+    for packet in container.demux():
+        if packet.pts is None or packet.is_discard:
+            continue
+        start = min(start, _seconds(packet.pts, packet.time_base))
+        end = max(end, _seconds(packet.pts + (packet.duration or 0), packet.time_base))
+        if packet.stream is stream:
+            times.append(packet.pts)
+            reordered |= packet.pts != packet.dts
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+    return times, keys, end - start, not (reordered and container.format.name == "avi")
+
+
+def _seconds(time: int | None, unit: Fraction | None) -> float:
+    return 0.0 if time is None or unit is None else float(time * unit)
+
+
+def _until_damage(
+    container: InputContainer, stream: VideoStream, origin: int | None, timed: bool
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Decodes from the key frame at a time on, or from the beginning: times or numbers, frames."""
+    from av import FFmpegError
+
+    try:
+        if origin is not None:
+            container.seek(origin, stream=stream)
+        for number, frame in enumerate(container.decode(stream)):
+            if not timed:
+                yield number, frame
+            elif frame.pts is not None:
+                yield frame.pts, frame
+    except FFmpegError:
+        return
+
+
+def _form(format: VideoFormat) -> str:
+    """The form in which to take the pixels of a video's format."""
+    deep = max(component.bits for component in format.components) > 8
+    if len(format.components) == 1 and not format.has_palette:
+        return "gray16le" if deep else "gray"
+    if any(component.is_alpha for component in format.components):
+        return "rgba64le" if deep else "rgba"
+    return "rgb48le" if deep else "rgb24"
