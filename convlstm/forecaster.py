@@ -202,6 +202,7 @@ class EncoderForecaster(nn.Module):
         truth: Tensor | None = None,
         teacher_forcing: float = 0.0,
         logits: bool = False,
+        context_too: bool = False,
     ) -> Tensor:
         """Forecasts the frames that follow.
 
@@ -215,14 +216,26 @@ class EncoderForecaster(nn.Module):
                 forecaster reads the true frame instead of its own, in [0, 1]
                 (S. Bengio et al. 2015, https://arxiv.org/abs/1506.03099).
             logits: With output "sigmoid": return what goes into the sigmoid.
+            context_too: Put before them what the encoder forecasts while it reads: the context's
+                frames from the second on, each from those before it.
 
         Returns:
-            Frames (B, steps, C, H, W), not clipped.
+            Frames (B, steps, C, H, W), or (B, T - 1 + steps, C, H, W) with the context's; not
+            clipped.
 
         Raises:
-            ValueError: Another shape, or fewer than one step.
+            ValueError: Another shape, or fewer than one step; or `context_too` with a bidirectional
+                encoder, which knows what follows.
         """
-        raw, _ = self._unroll(self.encode(frames), steps, truth, teacher_forcing)
+        carry, hidden = self._read(frames, None)
+        raw, _ = self._unroll(carry, steps, truth, teacher_forcing)
+        if context_too:
+            if self.bidirectional:
+                raise ValueError(
+                    "a bidirectional encoder has seen what follows: it cannot forecast its context"
+                )
+            read = self._read_out([h[:-1] for h in hidden], carry.last.shape[3:])
+            raw = torch.cat([self._frames(read, carry.size), raw], dim=1)
         return raw if logits else self._activate(raw)
 
     def encode(self, frames: Tensor, carry: Carry | None = None) -> Carry:
@@ -239,6 +252,10 @@ class EncoderForecaster(nn.Module):
             ValueError: Another shape than (B, T, C, H, W), or than the frames read before; or
                 reading on with a bidirectional encoder, which needs all frames at once.
         """
+        return self._read(frames, carry)[0]
+
+    def _read(self, frames: Tensor, carry: Carry | None) -> tuple[Carry, list[Tensor]]:
+        """`encode`, and the hidden states of each stage, (T, B, D·H, h, w)."""
         if frames.ndim != 5 or frames.shape[2] != self.channels or frames.shape[1] < 1:
             raise ValueError(
                 f"expected frames (B, T, {self.channels}, H, W) with T >= 1, got shape "
@@ -264,15 +281,17 @@ class EncoderForecaster(nn.Module):
         last = x[-1:].clone()  # a view would keep all frames
         states: list[State] = []
         memory: list[Memory] = []
+        hidden: list[Tensor] = []
         for stage in range(stages):
             x = over_time(self.encoder_down[stage], x)
             x, state = self.encoder[stage](x, before[stage])
+            hidden.append(x)
             states.append(self.merge[stage](state) if self.bidirectional else state)
             if len(self.attention) > 0:
                 attention = self.attention[stage]
                 assert isinstance(attention, ContextAttention)
                 memory.append(attention.remember(x, remembered[stage]))
-        return Carry(states, last, size, memory)
+        return Carry(states, last, size, memory), hidden
 
     def unroll(self, carry: Carry, steps: int) -> tuple[Tensor, Carry]:
         """Forecasts the frames that follow those that were read, or forecast before.
@@ -306,9 +325,7 @@ class EncoderForecaster(nn.Module):
         else:
             raw, states = self._run_free(carry, steps)
         after = Carry(states, self._activate(raw[-1:]).clone(), carry.size, carry.memory)
-        height, width = carry.size
-        raw = from_patches(raw.transpose(0, 1), self.patch_size)[..., :height, :width]
-        return raw, after
+        return self._frames(raw, carry.size), after
 
     @torch.no_grad()
     def attention_weights(self, frames: Tensor, steps: int) -> list[Tensor]:
@@ -351,6 +368,11 @@ class EncoderForecaster(nn.Module):
             padded = F.pad(frames.flatten(0, 1), (0, right, 0, bottom), mode="replicate")
             frames = padded.unflatten(0, (b, t))
         return to_patches(frames, self.patch_size).transpose(0, 1)
+
+    def _frames(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
+        """(S, B, p·p·C, H/p, W/p) → (B, S, C, H, W): the way back from `_patches`."""
+        height, width = size
+        return from_patches(patches.transpose(0, 1), self.patch_size)[..., :height, :width]
 
     def _run_free(self, carry: Carry, steps: int) -> tuple[Tensor, list[State]]:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""

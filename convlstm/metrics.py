@@ -1,4 +1,4 @@
-"""MSE, MAE, SSIM and PSNR of forecasts, as the published Moving MNIST tables compute them.
+"""How good forecasts are: MSE, MAE, SSIM and PSNR as the published Moving MNIST tables have them.
 
 MSE and MAE are taken on the forecast as it is (not clipped) and *summed* over channels, height and
 width; SSIM and PSNR on the forecast clipped to [0, 1]. All are taken frame by frame and averaged.
@@ -81,6 +81,24 @@ def frame_metrics(forecast: Tensor, truth: Tensor) -> Tensor:
     ssim1, ssim2 = ssim(clipped, truth, data_ranges=(1.0, 2.0))
     mse, mae = error.square().sum(dim=(2, 3, 4)), error.abs().sum(dim=(2, 3, 4))
     return torch.stack([mse, mae, ssim1, ssim2, psnr], dim=-1)
+
+
+def cross_entropy(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of forecasts that are probabilities, summed over all pixels of a sequence.
+
+    -Σ t·log p + (1 - t)·log(1 - p), as the ConvLSTM paper reports it
+    (https://arxiv.org/abs/1506.04214, section 4.1). A logarithm counts at most 100, so that one
+    pixel forecast with certainty and wrongly does not make the sum infinite.
+
+    Args:
+        forecast: (B, T, C, H, W) in [0, 1].
+        truth: The same shape, in [0, 1].
+
+    Returns:
+        (B,), in nats.
+    """
+    each = F.binary_cross_entropy(forecast.float(), truth.float(), reduction="none")
+    return each.sum(dim=(1, 2, 3, 4))
 
 
 def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[Tensor]:

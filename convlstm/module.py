@@ -7,13 +7,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from convlstm.cells import Peephole
 from convlstm.checkpoint import read_checkpoint
 from convlstm.forecaster import EncoderForecaster, Feedback, Readout
 from convlstm.inference import Inference
 from convlstm.losses import LOSSES, Loss
-from convlstm.metrics import METRICS, ForecastMetrics
+from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy
 from convlstm.pixels import to_unit
 from convlstm.pretrained import find_weights
 from convlstm.stages import Cell
@@ -55,6 +56,8 @@ class VideoPredictor(Inference, pl.LightningModule):
         warmup: Part of "onecycle" in which the learning rate rises, in (0, 1).
         scheduled_sampling_steps: Training steps over which the probability that the autoregressive
             forecaster reads the true frame falls from 1 to 0; 0 for never.
+        context_loss: Weight of the loss of the context's own frames, each forecast by the encoder
+            from those before it, beside that of the frames that follow; 0 to leave it out.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.
@@ -83,6 +86,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         schedule: Literal["onecycle", "constant"] = "onecycle",
         warmup: float = 0.3,
         scheduled_sampling_steps: int = 0,
+        context_loss: float = 0.0,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -108,6 +112,11 @@ class VideoPredictor(Inference, pl.LightningModule):
                 "scheduled_sampling_steps must be >= 0, and 0 unless forecaster is "
                 f"'autoregressive', got {scheduled_sampling_steps}"
             )
+        if context_loss < 0 or (context_loss and (bidirectional or context_length < 2)):
+            raise ValueError(
+                "context_loss must be >= 0, and 0 with a bidirectional encoder or a context of one "
+                f"frame, got {context_loss}"
+            )
         self.save_hyperparameters()
         self.network = EncoderForecaster(
             channels,
@@ -129,6 +138,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         self.val_metrics = ForecastMetrics()
         self.test_metrics = ForecastMetrics()
         self.baseline_metrics = ForecastMetrics()
+        self.test_cross_entropy = MeanMetric() if loss == "cross_entropy" else None
 
     def forward(self, frames: Tensor, steps: int) -> Tensor:
         """Frames (B, steps, C, H, W) after a context (B, T, C, H, W) in [0, 1]; not clipped."""
@@ -198,14 +208,19 @@ class VideoPredictor(Inference, pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         context, target = self._frames(batch)
+        weight = self.hparams["context_loss"]
         raw = self.network(
             context,
             target.shape[1],
             truth=target,
             teacher_forcing=self.teacher_forcing,
             logits=True,
+            context_too=weight > 0,
         )
-        loss = self.loss(raw, target)
+        steps = target.shape[1]
+        loss = self.loss(raw[:, -steps:], target)
+        if weight > 0:
+            loss = loss + weight * self.loss(raw[:, :-steps], context[:, 1:])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
         return loss
 
@@ -234,19 +249,28 @@ class VideoPredictor(Inference, pl.LightningModule):
         """Forgets what an earlier test has added up."""
         self.test_metrics.reset()
         self.baseline_metrics.reset()
+        if self.test_cross_entropy is not None:
+            self.test_cross_entropy.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Adds a batch to the test metrics, and returns its forecasts (B, steps, C, H, W)."""
         context, target = self._frames(batch)
         forecast: Tensor = self(context, target.shape[1])
+        if self.test_cross_entropy is not None:
+            self.test_cross_entropy.update(cross_entropy(forecast, target))
         self.test_metrics.update(forecast, target)
         self.baseline_metrics.update(context[:, -1:].expand_as(target), target)
         return forecast
 
     def on_test_epoch_end(self) -> None:
-        """Logs `test/mse`, …, and `test/last_frame_mse`, … of repeating the last frame."""
+        """Logs `test/mse`, …, and `test/last_frame_mse`, … of repeating the last frame.
+
+        With the loss "cross_entropy" also `test/cross_entropy`, summed over a sequence.
+        """
         self._log_means("test", self.test_metrics)
         self._log_means("test/last_frame", self.baseline_metrics)
+        if self.test_cross_entropy is not None:
+            self.log("test/cross_entropy", self.test_cross_entropy)
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Context and target as floats in [0, 1]; to the device they travel as integers."""

@@ -384,3 +384,23 @@ def test_bad_arguments_name_value_and_expectation(arguments, named):
 def test_bad_calls_raise(shape, steps):
     with pytest.raises(ValueError, match="got"):
         EncoderForecaster()(torch.rand(shape), steps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("readout", ["all", "last"])
+def test_the_encoder_forecasts_its_context_from_what_it_has_read_so_far(kind, readout):
+    network, frames = variety(kind, "lstm", readout=readout)
+    both = network(frames, 3, context_too=True)
+    assert both.shape == (2, 4 + 3, 1, 13, 10)
+    torch.testing.assert_close(both[:, 4:], network(frames, 3), rtol=0, atol=1e-12)
+    changed = frames.clone()
+    changed[:, 3] = 1 - changed[:, 3]  # the fourth frame, seen by the forecast of the fifth
+    other = network(changed, 3, context_too=True)
+    torch.testing.assert_close(other[:, :3], both[:, :3], rtol=0, atol=1e-12)
+    assert (other[:, 3] - both[:, 3]).abs().max() > 1e-6
+
+
+def test_an_encoder_that_knows_what_follows_cannot_forecast_its_context():
+    network, frames = variety("unconditional", "lstm", bidirectional=True)
+    with pytest.raises(ValueError, match="has seen what follows"):
+        network(frames, 3, context_too=True)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from convlstm.metrics import METRICS, ForecastMetrics, frame_metrics, ssim
+from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy, frame_metrics, ssim
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -81,3 +81,19 @@ def test_reset_forgets():
 def test_other_shapes_raise():
     with pytest.raises(ValueError, match=r"\(1, 2, 1, 8, 8\) and \(1, 3, 1, 8, 8\)"):
         frame_metrics(torch.zeros(1, 2, 1, 8, 8), torch.zeros(1, 3, 1, 8, 8))
+
+
+def test_cross_entropy_is_the_papers_sum_over_a_sequence():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.01, 0.99, (2, 3, 1, 4, 5))
+    t = generator.random(p.shape)
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).sum(axis=(1, 2, 3, 4))
+    got = cross_entropy(torch.from_numpy(p), torch.from_numpy(t))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_certain_and_wrong_pixel_costs_a_hundred():
+    frame = torch.zeros(1, 1, 1, 1, 2)
+    frame[..., 0] = 1
+    assert cross_entropy(frame, frame).item() == 0
+    assert cross_entropy(frame, torch.zeros_like(frame)).item() == 100

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from convlstm import EncoderForecaster, VideoPredictor, load
 
@@ -54,6 +54,9 @@ def trainer(tmp_path, **options):
         ({"warmup": 1.0}, "warmup .* 1.0"),
         ({"context_length": 0}, "context_length .* 0"),
         ({"scheduled_sampling_steps": 5}, "autoregressive.* 5"),
+        ({"context_loss": -1.0}, "context_loss .* -1.0"),
+        ({"context_loss": 1.0, "bidirectional": True}, "bidirectional .* 1.0"),
+        ({"context_loss": 1.0, "context_length": 1}, "one frame, got 1.0"),
         ({"hidden_sizes": []}, "hidden_sizes"),
     ],
 )
@@ -157,6 +160,35 @@ def test_validation_and_test_metrics_are_those_of_all_clips_together(tmp_path):
     # A second validation starts anew.
     (again,) = run.validate(model, loader, verbose=False)
     assert again == validated
+
+
+@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
+def test_the_context_loss_adds_the_encoders_own_forecasts(forecaster):
+    batch = default_collate(clips(2))
+    plain, both = (build(forecaster=forecaster, context_loss=weight) for weight in (0.0, 0.5))
+    both.load_state_dict(plain.state_dict())
+    context = batch["context"] / 255
+    with torch.no_grad():
+        raw = plain.network(context, 3, context_too=True)
+        plain.log = both.log = lambda *_, **__: None  # without a Trainer
+        expected = (
+            plain.training_step(batch, 0) + 0.5 * (raw[:, :3] - context[:, 1:]).square().mean()
+        )
+        torch.testing.assert_close(both.training_step(batch, 0), expected)
+
+
+def test_cross_entropy_is_reported_as_the_sum_over_a_sequence(tmp_path):
+    model = build(loss="cross_entropy")
+    data = clips(3)
+    (tested,) = trainer(tmp_path).test(model, DataLoader(data, batch_size=2), verbose=False)
+    context = torch.stack([c["context"] for c in data]) / 255
+    target = torch.stack([c["target"] for c in data]) / 255
+    with torch.no_grad():
+        p = model(context, 3).double()
+    by_hand = -(target * p.log() + (1 - target) * (1 - p).log()).sum((1, 2, 3, 4)).mean()
+    assert tested["test/cross_entropy"] == pytest.approx(by_hand.item(), rel=1e-5)
+    (other,) = trainer(tmp_path).test(build(), DataLoader(data), verbose=False)
+    assert "test/cross_entropy" not in other
 
 
 def test_sixteen_bit_batches_train(tmp_path):
