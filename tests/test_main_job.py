@@ -66,13 +66,6 @@ def test_every_config_trains_tests_and_predicts_in_fresh_processes(config, tmp_p
     assert steps >= 1
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_key_of_a_config_has_a_comment(config):
-    for line in config.read_text(encoding="utf-8").splitlines():
-        if re.match(r"\s*\w+:", line) and not line.strip().startswith(("class_path", "init_args")):
-            assert "#" in line, line
-
-
 def test_the_readmes_commands_run(tmp_path):
     """All but the set-up; shortened by options that come last and so win."""
     commands = [

@@ -48,16 +48,13 @@ class TestReport(Callback):
             return
         console = Console(soft_wrap=True, highlight=False)
         console.print(metrics_table(model, baseline))
-        entropy = {
-            "cross_entropy": value.item()
-            for name, value in trainer.callback_metrics.items()
-            if name == "test/cross_entropy"
-        }
-        for value in entropy.values():
-            console.print(f"Cross-entropy of a sequence: {value:.2f} nats")
+        entropy = trainer.callback_metrics.get("test/cross_entropy")
+        if entropy is not None:
+            console.print(f"Cross-entropy of a sequence: {entropy:.2f} nats")
         with replacing(self.directory / "metrics.json") as temporary:
             content = {"model": _plain(model), "last_frame": _plain(baseline)}
-            content["model"].update(entropy)
+            if entropy is not None:
+                content["model"]["cross_entropy"] = entropy.item()
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         plot_lead_times(self.directory / "lead_time.png", model, baseline)
         console.print(f"Metrics and the lead-time curve: {self.directory}")

@@ -112,9 +112,9 @@ class ConvRecurrence(nn.Module, ABC):
             return x.squeeze(1), tuple(part.squeeze(1) for part in final)
         return (x.transpose(0, 1) if self.batch_first else x), final
 
-    # Opaque to torch.compile: the recurrence is one operation, written by hand, and a compiler would
-    # unroll its steps, which takes minutes and gains nothing.
-    @torch.compiler.disable
+    # Opaque to torch.compile (a graph break): the recurrence is one operation, written by hand; a
+    # compiler would unroll it into its steps, at the price of minutes.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(
         self, x: Tensor, state: States | None, layer: int, direction: int, lengths: Tensor | None
     ) -> tuple[Tensor, States]:
