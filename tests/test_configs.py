@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from convlstm import VideoPredictor
 from convlstm.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,13 @@ def test_every_key_has_a_comment(config):
     for line in config.read_text(encoding="utf-8").splitlines():
         if re.match(r"\s*\w+:", line) and not line.strip().startswith(("class_path", "init_args")):
             assert "#" in line, line
+
+
+def test_the_papers_network_has_the_papers_parameters():
+    options = yaml.safe_load((ROOT / "configs" / "paper.yaml").read_text())["model"]
+    with torch.device("meta"):
+        network = VideoPredictor(**options).network
+    assert sum(p.numel() for p in network.parameters()) == 7_585_296  # table 1 of the paper
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
