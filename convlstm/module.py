@@ -42,7 +42,8 @@ class VideoPredictor(Inference, pl.LightningModule):
         forecaster: "unconditional" (runs on the copied states alone) or "autoregressive" (reads
             the frame it forecast last).
         peephole: "none", "channel" or "full" (needs frame_size), for the cell "lstm".
-        frame_size: [H, W] in pixels, for peephole "full" only.
+        frame_size: [H, W] in pixels that the model is trained on, noted when training begins;
+            peephole "full" needs to be told, and takes no other.
         readout: Which hidden states a frame is read from: those of "all" forecaster stages, or of
             the "last" one alone.
         bidirectional: Whether the encoder reads the context in both directions.
@@ -204,6 +205,10 @@ class VideoPredictor(Inference, pl.LightningModule):
             text = " ".join(str(error).split())
             raise ValueError(f"{path}: weights and options differ: {text}") from error
         return model.eval()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the frame size, for who forecasts clips of another one."""
+        self.hparams["frame_size"] = list(batch["context"].shape[3:])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
