@@ -322,18 +322,16 @@ class VideoPredictor(Inference, pl.LightningModule):
         }
 
 
-def load(path_or_name: str | Path) -> VideoPredictor:
-    """Loads a trained model, ready to forecast.
+def load(name_or_path: str | Path) -> VideoPredictor:
+    """Loads a trained model onto the CPU, ready to forecast: `VideoPredictor.from_pretrained`.
 
     Args:
-        path_or_name: A checkpoint that `convlstm fit` wrote, such as
-            runs/moving_mnist/checkpoints/best.ckpt.
-
-    Returns:
-        The predictor in eval mode, on the CPU unless it was trained on a GPU that is here.
+        name_or_path: Weights that come with the package ("moving-mnist"), a checkpoint that
+            `convlstm fit` wrote, such as runs/moving_mnist/checkpoints/best.ckpt, or a
+            `.safetensors` file that `convlstm export` wrote.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, no checkpoint, or one of another model.
+        FileNotFoundError: There are neither weights nor a file of that name.
+        ValueError: The file is damaged, or not one of a predictor.
     """
-    return VideoPredictor.load_from_checkpoint(path_or_name).eval()
+    return VideoPredictor.from_pretrained(name_or_path)

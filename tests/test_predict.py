@@ -403,12 +403,20 @@ def test_memory_that_runs_out_is_said_in_one_line_and_bugs_are_not_hidden(
         ([*CKPT, "--resize", "0x8"], 2, "got '0x8'"),
         ([*CKPT, "--format", "bmp"], 2, "bmp"),
         (["--ckpt_path", "none.ckpt"], 1, "none.ckpt"),
-        (["--ckpt_path", "clip.npy"], 1, "no checkpoint, or a truncated one"),
+        (["--ckpt_path", "text.ckpt"], 1, "no checkpoint, or a truncated one"),
     ],
 )
 def test_a_users_mistake_is_one_line_with_the_right_status(folder, capsys, words, status, named):
     np.save("clip.npy", CLIP)
+    Path("text.ckpt").write_text("text")
     _, errors = predict(capsys, status, "clip.npy", *words)
     assert len(errors) == 1
     assert named in errors[0]
-    assert names(folder) == ["clip.npy"]
+    assert names(folder) == ["clip.npy", "text.ckpt"]
+
+
+def test_weights_that_were_exported_forecast_as_their_checkpoint_does(model, capsys):
+    np.save("clip.npy", CLIP)
+    assert main(["export", "model.ckpt", "weights.safetensors"]) == 0
+    predict(capsys, 0, "clip.npy", "--pretrained", "weights.safetensors")
+    close(forecast_of("clip"), model.forecast(CLIP[-2:], 10))

@@ -81,7 +81,8 @@ def _parse(args: Sequence[str]) -> Namespace:
         "--pretrained",
         type=str | None,
         default=None,
-        help="Instead of a checkpoint, the name of weights that come with the program.",
+        help="Instead of a checkpoint: weights that come with the package (moving-mnist), or a "
+        "file that `convlstm export` wrote.",
     )
     parser.add_argument("--steps", type=int, default=10, help="How many frames to forecast.")
     parser.add_argument(
