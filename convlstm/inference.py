@@ -20,6 +20,8 @@ Pixels = TypeVar("Pixels", Tensor, NDArray[Any])
 class StreamState(Generic[Pixels]):
     """Where a stream stands. Its size does not depend on how many frames went by.
 
+    (With attention it does: the forecaster looks back at all frames observed.)
+
     It is never changed: each call makes a new one, so that one can go on twice from the same.
 
     Attributes:

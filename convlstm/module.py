@@ -42,7 +42,8 @@ class VideoPredictor(Inference, pl.LightningModule):
         forecaster: "unconditional" (runs on the copied states alone) or "autoregressive" (reads
             the frame it forecast last).
         peephole: "none", "channel" or "full" (needs frame_size), for the cell "lstm".
-        frame_size: [H, W] in pixels, for peephole "full" only.
+        frame_size: [H, W] in pixels that the model is trained on, noted when training begins;
+            peephole "full" needs to be told, and takes no other.
         readout: Which hidden states a frame is read from: those of "all" forecaster stages, or of
             the "last" one alone.
         bidirectional: Whether the encoder reads the context in both directions.
@@ -205,6 +206,10 @@ class VideoPredictor(Inference, pl.LightningModule):
             raise ValueError(f"{path}: weights and options differ: {text}") from error
         return model.eval()
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the frame size, for who forecasts clips of another one."""
+        self.hparams["frame_size"] = list(batch["context"].shape[3:])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         context, target = self._frames(batch)
@@ -317,18 +322,16 @@ class VideoPredictor(Inference, pl.LightningModule):
         }
 
 
-def load(path_or_name: str | Path) -> VideoPredictor:
-    """Loads a trained model, ready to forecast.
+def load(name_or_path: str | Path) -> VideoPredictor:
+    """Loads a trained model onto the CPU, ready to forecast: `VideoPredictor.from_pretrained`.
 
     Args:
-        path_or_name: A checkpoint that `convlstm fit` wrote, such as
-            runs/moving_mnist/checkpoints/best.ckpt.
-
-    Returns:
-        The predictor in eval mode, on the CPU unless it was trained on a GPU that is here.
+        name_or_path: Weights that come with the package ("moving-mnist"), a checkpoint that
+            `convlstm fit` wrote, such as runs/moving_mnist/checkpoints/best.ckpt, or a
+            `.safetensors` file that `convlstm export` wrote.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, no checkpoint, or one of another model.
+        FileNotFoundError: There are neither weights nor a file of that name.
+        ValueError: The file is damaged, or not one of a predictor.
     """
-    return VideoPredictor.load_from_checkpoint(path_or_name).eval()
+    return VideoPredictor.from_pretrained(name_or_path)

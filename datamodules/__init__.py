@@ -1,11 +1,13 @@
 """Datamodules: videos for training, validation and test, as PyTorch Lightning loads them."""
 
 from datamodules.base import VideoDataModule
+from datamodules.clip_module import ClipDataModule
 from datamodules.clips import ClipReader, find_clips, open_clip, read_clip
 from datamodules.digits import load_digits
 from datamodules.moving_mnist import MovingMNISTDataModule
 
 __all__ = [
+    "ClipDataModule",
     "ClipReader",
     "MovingMNISTDataModule",
     "VideoDataModule",

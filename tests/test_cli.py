@@ -110,47 +110,6 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_predict_goes_on_after_a_bad_file_and_says_so(config, tmp_path, capsys):
-    main(["fit", "-c", config])
-    capsys.readouterr()
-    good = np.random.default_rng(0).random((4, 32, 32)).astype(np.float32)
-    np.save("good.npy", good)
-    np.save("nan.npy", np.full_like(good, np.nan))
-    np.save("short.npy", good[:1])
-    np.save("colour.npy", np.zeros((4, 3, 32, 32), dtype=np.uint8))
-    (tmp_path / "text.gif").write_text("no GIF")
-    bad = ["nan.npy", "short.npy", "colour.npy", "text.gif", "none.gif"]
-    status = main(["predict", *bad, "good.npy", "--ckpt_path", "runs/small/checkpoints/best.ckpt"])
-    output = capsys.readouterr()
-    lines = output.err.splitlines()
-    assert status == 1
-    assert len(lines) == 6  # the last one is the progress bar
-    for line, name, word in zip(
-        lines[:5], bad, ["NaN", "1 frames", "3 channels", "GIF", "none.gif"], strict=True
-    ):
-        assert name in line
-        assert word in line
-    assert output.out.splitlines()[-1].endswith("good.gif")
-    names = {p.name for p in (tmp_path / "forecasts").iterdir()}
-    assert names == {"good.gif", "good.npy", "good.png"}
-    model = convlstm.VideoPredictor.load_from_checkpoint("runs/small/checkpoints/best.ckpt")
-    context = torch.from_numpy(good[-2:, None])  # the last frames, as many as in training
-    np.testing.assert_allclose(
-        np.load("forecasts/good.npy"), model.forecast(context, 10).numpy(), atol=1e-6
-    )
-
-
-def test_predict_refuses_two_clips_of_one_name(config, capsys):
-    words = ["predict", "a/clip.gif", "b/clip.gif", "--ckpt_path", "x.ckpt"]
-    assert "both be written as forecasts/clip.gif" in fails(capsys, 1, *words)
-
-
-def test_predict_never_overwrites_a_clip(config, capsys):
-    np.save("clip.npy", np.zeros((4, 32, 32), dtype=np.uint8))
-    words = ["predict", "clip.npy", "--ckpt_path", "x.ckpt", "--out", "."]
-    assert "clip.npy would be overwritten" in fails(capsys, 1, *words)
-
-
 def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):
     main(["fit", "-c", config])
     before = (tmp_path / "runs/small/config.yaml").read_text()
@@ -326,10 +285,6 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
         (["predict"], 2, "files"),
-        (["predict", "a.gif", "--ckpt_path", "x", "--steps", "0"], 2, "--steps must be >= 1"),
-        (["predict", "a.gif", "--ckpt_path", "x", "--context", "0"], 2, "--context must be >= 1"),
-        (["predict", "a.gif", "--ckpt_path", "none.ckpt"], 1, "no checkpoint at none.ckpt"),
-        (["predict", "a.gif", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a truncated"),
         (["demo", "--out", "small.yaml"], 1, "small.yaml"),
         (["demo", "extra"], 2, "extra"),
     ],

@@ -128,6 +128,25 @@ def test_a_camera_forecasts_at_any_time_what_forecast_does_from_all_its_frames(k
         torch.testing.assert_close(model.forecast(same, 3), expected, rtol=0, atol=1e-7)
 
 
+def test_a_stream_with_attention_looks_back_at_all_that_was_observed():
+    model, clips = staged("unconditional", attention=3)
+    state = model.observe(model.begin(clips[:, :4]), clips[:, 4:])
+    frame, ahead = model.step(state)
+    expected = model.forecast(clips, 3)
+    torch.testing.assert_close(frame, expected[:, 0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.forecast(ahead, 2), expected[:, 1:], rtol=0, atol=1e-7)
+
+
+def test_a_stream_that_reads_both_ways_can_look_ahead_but_not_read_on():
+    model, clips = staged("unconditional", bidirectional=True)
+    frame, ahead = model.step(model.begin(clips))
+    expected = model.forecast(clips, 3)
+    torch.testing.assert_close(frame, expected[:, 0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.forecast(ahead, 2), expected[:, 1:], rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match="bidirectional encoder"):
+        model.observe(ahead, clips[:, 0])
+
+
 def test_a_stream_of_one_clip_takes_and_gives_frames_without_a_batch_axis():
     model = build(channels=3)
     clip = np.random.default_rng(0).integers(0, 256, (5, 3, 9, 7), dtype=np.uint8)
@@ -149,7 +168,7 @@ def test_a_stream_grows_neither_with_the_frames_observed_nor_with_those_forecast
         parts = [
             part
             for carry in (state.seen, state.ahead)
-            for part in (carry.last, *(part for both in carry.states for part in both))
+            for part in (carry.last, *(part for pair in carry.states for part in pair))
         ]
         return sum(
             {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parts}.values()

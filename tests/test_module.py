@@ -240,5 +240,5 @@ def test_load_gives_the_trained_model_ready_to_forecast(tmp_path):
         loaded = load(path)
         assert not loaded.training
         torch.testing.assert_close(loaded.forecast(clip, 3), model.forecast(clip, 3))
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at none\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         load("none.ckpt")

@@ -51,11 +51,8 @@ class TestReport(Callback):
         entropy = trainer.callback_metrics.get("test/cross_entropy")
         if entropy is not None:
             console.print(f"Cross-entropy of a sequence: {entropy:.2f} nats")
-        with replacing(self.directory / "metrics.json") as temporary:
-            content = {"model": _plain(model), "last_frame": _plain(baseline)}
-            if entropy is not None:
-                content["model"]["cross_entropy"] = entropy.item()
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            model["cross_entropy"] = entropy
+        write_metrics(self.directory / "metrics.json", model, baseline)
         plot_lead_times(self.directory / "lead_time.png", model, baseline)
         console.print(f"Metrics and the lead-time curve: {self.directory}")
 
@@ -82,6 +79,16 @@ def metrics_table(model: Values, baseline: Values) -> Table:
     return table
 
 
+def write_metrics(path: Path, model: Values, baseline: Values) -> None:
+    """Writes all metrics, their means and by lead time, as JSON."""
+    content = {
+        name: {metric: value.tolist() for metric, value in values.items()}
+        for name, values in (("model", model), ("last_frame", baseline))
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
     """Writes a PNG with MSE and SSIM against lead time, of the model and of the last frame."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -101,7 +108,3 @@ def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:
     figure.axes[0].legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
-
-
-def _plain(values: Values) -> dict[str, float | list[float]]:
-    return {name: value.tolist() for name, value in values.items()}

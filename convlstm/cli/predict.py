@@ -1,7 +1,8 @@
 """`convlstm predict`: continues a user's own clips."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,18 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
+from convlstm.callbacks.report import metrics_table
+from convlstm.cli.comparison import compare
+from convlstm.cli.memory import ADVICE, check_memory, is_out_of_memory
+from convlstm.cli.outputs import Format, Outputs
 from convlstm.cli.parser import OneLineErrors
-from convlstm.files import replacing
-from convlstm.module import VideoPredictor
-from convlstm.render import save_gif, save_strip
-from datamodules import read_clip
+from convlstm.module import VideoPredictor, load
+from datamodules import find_clips, open_clip
+from datamodules.clips.fitting import fitted
 
-KINDS = (".gif", ".png", ".npy")  # what is written for each clip
+Size = tuple[int, int]  # (height, width) in pixels
 
 
 class PredictParser(OneLineErrors, ArgumentParser):
@@ -26,34 +31,27 @@ class PredictParser(OneLineErrors, ArgumentParser):
 
 
 def run(args: Sequence[str]) -> int:
-    """Forecasts every file; one that cannot be forecast does not stop the others."""
+    """Forecasts every clip; one that cannot be forecast does not stop the others."""
     options = _parse(args)
-    paths = [Path(file) for file in options.files]
-    out = Path(options.out)
-    twice = {p.stem for p in paths if sum(p.stem == other.stem for other in paths) > 1}
-    if twice:
+    clips, failed = _find(options.files)
+    outputs = Outputs(Path(options.out), options.format, options.compare)
+    outputs.check(clips)
+    model = load(options.ckpt_path or options.pretrained)
+    if torch.cuda.is_available():
+        model.cuda()
+    if model.network.channels not in (1, 3):
         raise ValueError(
-            f"two files would both be written as {out / sorted(twice)[0]}.gif: forecast them one "
-            "after the other with different --out"
+            f"the model takes frames of {model.network.channels} channels: convlstm predict knows "
+            "gray (1) and RGB (3); for others use forecast() in Python"
         )
-    for path in paths:
-        if path.resolve() in {(out / f"{path.stem}{kind}").resolve() for kind in KINDS}:
-            raise ValueError(f"{path} would be overwritten by its forecast: choose another --out")
-    model = VideoPredictor.load_from_checkpoint(options.ckpt_path)
-    context = options.context or model.hparams["context_length"]
-
-    failed = 0
-    for path in track(paths, "Forecasting", console=Console(stderr=True), disable=len(paths) < 2):
+    size = _trained_size(model) if options.resize == "trained" else options.resize
+    for clip in _progress(clips):
         try:
-            clip = _context(path, context, model.network.channels)
-        except (OSError, ValueError) as error:
-            from convlstm.cli import one_line
-
-            print(f"convlstm predict: error: {one_line(error)}", file=sys.stderr)
-            failed += 1
-            continue
-        forecast = model.forecast(clip, options.steps)
-        print(_write(out / path.stem, clip, forecast))
+            _forecast(clip, model, options, size, outputs)
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            failed += _report(clip, error)
     return 1 if failed else 0
 
 
@@ -62,20 +60,29 @@ def _parse(args: Sequence[str]) -> Namespace:
         prog="convlstm predict",
         description="Continue clips with a trained model. For each clip this writes NAME.gif "
         "(animation), NAME.png (film strip) and NAME.npy (the forecast frames, float32 in [0, 1], "
-        "of shape (steps, channels, height, width)).",
+        "of shape (steps, channels, height, width)). Colour clips become gray for a model that was "
+        "trained on gray ones, and the other way around; frames may have any size.",
     )
     parser.add_argument(
         "files",
         type=str,
         nargs="+",
-        help="Clips: GIF, or .npy of shape (T, H, W) or "
-        "(T, C, H, W) with uint8, uint16 or floats in [0, 1].",
+        help="Clips, and folders of them: GIF, PNG, WebP; MP4, MOV, AVI, MKV, WebM (these need the "
+        "extra 'video'); .npy, .npz of shape (T, H, W), (T, C, H, W) or (T, H, W, C) with uint8, "
+        "uint16 or floats in [0, 1]. A folder of images is a clip.",
     )
     parser.add_argument(
         "--ckpt_path",
-        type=str,
-        required=True,
+        type=str | None,
+        default=None,
         help="The checkpoint, such as runs/moving_mnist/checkpoints/best.ckpt.",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=str | None,
+        default=None,
+        help="Instead of a checkpoint: weights that come with the package (moving-mnist), or a "
+        "file that `convlstm export` wrote.",
     )
     parser.add_argument("--steps", type=int, default=10, help="How many frames to forecast.")
     parser.add_argument(
@@ -84,38 +91,121 @@ def _parse(args: Sequence[str]) -> Namespace:
         default=None,
         help="How many of a clip's last frames to forecast from. Default: as in training.",
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="Hold back the clip's last frames, as many as --steps if it has them, forecast them "
+        "from those before, and show both beside each other. Prints metrics by lead time, and "
+        "writes them to NAME.json.",
+    )
+    parser.add_argument(
+        "--resize",
+        type=str | None,
+        default=None,
+        help="Bring frames to a size first: HEIGHTxWIDTH in pixels, or 'trained' for the size that "
+        "the model was trained on. Sides that are too long for it are cut off evenly.",
+    )
+    parser.add_argument(
+        "--format",
+        type=Format,
+        nargs="+",
+        default=["gif", "png", "npy"],
+        help="What to write: gif, mp4 (these two are animations), png (film strip), npy (frames).",
+    )
+    parser.add_argument(
+        "--axes",
+        type=str | None,
+        default=None,
+        help="What the axes of .npy and .npz files are, such as HWT, where they differ from those "
+        "above.",
+    )
+    parser.add_argument(
+        "--array",
+        type=str | None,
+        default=None,
+        help="The name of the array in .npz files that have several.",
+    )
     parser.add_argument("--out", type=str, default="forecasts", help="The folder to write to.")
     options = parser.parse_args(list(args))
+    if (options.ckpt_path is None) == (options.pretrained is None):
+        parser.error("give either --ckpt_path or --pretrained")
     if options.steps < 1:
         parser.error(f"--steps must be >= 1, got {options.steps}")
     if options.context is not None and options.context < 1:
         parser.error(f"--context must be >= 1, got {options.context}")
+    if options.resize not in (None, "trained"):
+        sides = re.fullmatch(r"0*([1-9]\d*)x0*([1-9]\d*)", options.resize)
+        if sides is None:
+            parser.error(f"--resize must be like 48x64, or 'trained', got {options.resize!r}")
+        options.resize = int(sides[1]), int(sides[2])
     return options
 
 
-def _context(path: Path, length: int, channels: int) -> torch.Tensor:
-    """The last frames of a clip, (length, C, H, W)."""
-    clip = read_clip(path)
-    if clip.shape[1] != channels:
-        kinds = {1: "gray", 3: "RGB"}
-        raise ValueError(
-            f"{path}: the clip has {clip.shape[1]} channels "
-            f"({kinds.get(clip.shape[1], 'neither gray nor RGB')}), the model was trained on "
-            f"{channels} ({kinds.get(channels, 'neither gray nor RGB')}): convert the clip first"
-        )
-    if len(clip) < length:
-        raise ValueError(
-            f"{path}: the clip has {len(clip)} frames, the forecast needs {length}: give a longer "
-            f"clip, or --context {len(clip)}"
-        )
-    return torch.from_numpy(np.ascontiguousarray(clip[-length:]))
+def _find(files: Iterable[str]) -> tuple[list[Path], int]:
+    """The clips, and how many folders cannot be searched or have none."""
+    clips: dict[Path, None] = {}
+    failed = 0
+    for file in files:
+        try:
+            clips.update(dict.fromkeys(find_clips([file])))
+        except OSError as error:
+            failed += _report(Path(file), error)
+    return list(clips), failed
 
 
-def _write(stem: Path, clip: torch.Tensor, forecast: torch.Tensor) -> Path:
-    """Writes the three files of a forecast; returns the GIF's path."""
-    gif, strip, frames = (stem.with_name(stem.name + kind) for kind in KINDS)
-    with replacing(frames) as temporary:
-        np.save(temporary, forecast.numpy())
-    save_strip(strip, clip, forecast)
-    save_gif(gif, clip, forecast)
-    return gif
+def _trained_size(model: VideoPredictor) -> Size:
+    size = model.hparams["frame_size"]
+    if size is None:
+        raise ValueError(
+            "the model does not say which frame size it was trained on: give --resize HEIGHTxWIDTH"
+        )
+    height, width = size
+    return height, width
+
+
+def _progress(clips: list[Path]) -> Iterable[Path]:
+    console = Console(stderr=True)
+    return track(clips, "Forecasting", console=console, disable=len(clips) < 2)
+
+
+def _forecast(
+    path: Path, model: VideoPredictor, options: Namespace, size: Size | None, outputs: Outputs
+) -> None:
+    """Forecasts one clip, writes its files and prints their names."""
+    clip = open_clip(path, axes=options.axes, array=options.array)
+    length = options.context or model.hparams["context_length"]
+    if clip.num_frames < length + options.compare:
+        more = " and one to compare with" if options.compare else ""
+        raise ValueError(
+            f"{path}: the clip has {clip.num_frames} frames, the forecast needs {length}{more}: "
+            "give a longer clip, or a smaller --context"
+        )
+    held_back = min(options.steps, clip.num_frames - length) if options.compare else 0
+    if model.device.type == "cpu":
+        at_once = length if model.network.autoregressive else max(length, options.steps)
+        check_memory(model.network, at_once, size or clip.frame_size)
+    first = clip.num_frames - length - held_back
+    frames = clip.read(first, clip.num_frames, channels=model.network.channels)
+    if size is not None:
+        frames = np.stack([fitted(frame, size, "cover") for frame in frames])
+    known = torch.from_numpy(frames)
+    context, truth = known[:length], known[length:]
+    forecast: Tensor = model.forecast(context, options.steps)
+    comparison = compare(context, forecast, truth) if options.compare else None
+    written = outputs.write(path, context, forecast, comparison)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(" ".join(map(str, written)), markup=False)
+    if comparison is not None:
+        console.print(metrics_table(comparison.model, comparison.last_frame))
+
+
+def _report(path: Path, error: Exception) -> int:
+    """Prints what is wrong with a clip, in one line; returns 1, the number of such clips."""
+    from convlstm.cli import one_line
+
+    out_of_memory = is_out_of_memory(error)
+    text = f"the memory does not suffice: {ADVICE}" if out_of_memory else one_line(error)
+    if str(path) not in text:
+        text = f"{path}: {text}"
+    print(f"convlstm predict: error: {text}", file=sys.stderr)
+    return 1

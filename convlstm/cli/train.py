@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import SUPPRESS
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -34,6 +33,7 @@ from convlstm.callbacks import (
     best_checkpoint,
 )
 from convlstm.checkpoint import newest_checkpoint, read_checkpoint
+from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.module import VideoPredictor
 from convlstm.pretrained import find_weights
@@ -111,9 +111,7 @@ def run(verb: str, args: Sequence[str]) -> int:
                 raise error.__cause__ from None
             raise
         except (MemoryError, RuntimeError) as error:
-            # The CPU's allocator raises nothing more particular than RuntimeError.
-            named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            if named or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise MemoryError(OUT_OF_MEMORY) from error
             raise
     return 0

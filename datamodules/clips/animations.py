@@ -41,7 +41,7 @@ class AnimationReader(ClipReader):
                 self.num_frames = getattr(image, "n_frames", 1) - self._first
                 self.dtype = pixel_type(image)
 
-    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+    def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         with opened(self.path) as image:
             for number in numbers:
                 with damage(self.path, self.kind):

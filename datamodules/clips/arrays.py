@@ -65,7 +65,7 @@ class ArrayReader(ClipReader):
             return open_npy(self.path)
         return _load_npz(self.path, self.array)
 
-    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+    def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         frames = _channels_second(self._load(), self.axes)
         for number in numbers:
             frame = frames[number]

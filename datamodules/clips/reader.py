@@ -43,7 +43,7 @@ class ClipReader(ABC):
         coloured frame.
         """
         if self._channels is None:
-            gray = all(is_gray(frame) for frame in self._frames(range(self.num_frames)))
+            gray = all(is_gray(frame) for frame in self._decode(range(self.num_frames)))
             self._channels = 1 if gray else 3
         return self._channels
 
@@ -63,26 +63,35 @@ class ClipReader(ABC):
             OSError: If the file can no longer be read.
             ValueError: If there are no such frames, or the file is damaged where they are.
         """
-        if not 0 <= start < stop <= self.num_frames or step < 1:
-            raise ValueError(
-                f"{self.path}: frames {start} to {stop} by {step} were asked for: it has frames 0 "
-                f"to {self.num_frames}"
-            )
-        frames = list(self._frames(range(start, stop, step)))
+        frames = list(self._decode(self._numbers(start, stop, step)))
         if channels is None:
             if self._channels is None:
                 gray = all(map(is_gray, frames))
                 if not gray or len(frames) == self.num_frames:
                     self._channels = 1 if gray else 3
             channels = self.channels
-            if channels == 1:  # all gray: any channel will do
-                frames = [frame[:1] for frame in frames]
         # Decoders have colour last, and numpy.stack would keep that order in memory.
         return np.ascontiguousarray(np.stack([to_channels(f, channels) for f in frames]))
 
+    def frames(
+        self, start: int, stop: int, step: int = 1, *, channels: int | None = None
+    ) -> Iterator[Clip]:
+        """The same as `read`, but frame by frame, (C, H, W), in the memory of one."""
+        numbers = self._numbers(start, stop, step)
+        channels = channels or self.channels
+        return (to_channels(frame, channels) for frame in self._decode(numbers))
+
+    def _numbers(self, start: int, stop: int, step: int) -> range:
+        if not 0 <= start < stop <= self.num_frames or step < 1:
+            raise ValueError(
+                f"{self.path}: asked for frames {start} to {stop} by {step}, but it has frames 0 "
+                f"to {self.num_frames}"
+            )
+        return range(start, stop, step)
+
     @abstractmethod
-    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
-        """Decodes the frames with these numbers: (C, H, W) each, with C = 1 or 3."""
+    def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
+        """The frames with these numbers, as the file has them: (C, H, W) with C = 1 or 3."""
 
     def _set_frame_size(self, height: int, width: int) -> None:
         if height * width > MOST_PIXELS:

@@ -57,7 +57,7 @@ class FolderReader(ClipReader):
                     "bring all images to one type"
                 )
 
-    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+    def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         for number in numbers:
             file = self.files[number]
             with opened(file) as image, damage(file, "image"):

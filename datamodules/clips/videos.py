@@ -74,7 +74,7 @@ class VideoReader(ClipReader):
         if self._quarter_turns % 2:
             self.frame_size = self.frame_size[::-1]
 
-    def _frames(self, numbers: range) -> Iterator[NDArray[Any]]:
+    def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         for frame in self._decoded(numbers):
             array = frame.to_ndarray(format=self._form)
             array = np.rot90(array, self._quarter_turns)

@@ -1,0 +1,225 @@
+"""Training on clips of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+from datamodules.base import VideoDataModule, require_at_least
+from datamodules.clip_splits import split_frames, split_names
+from datamodules.clip_windows import ClipWindows, Part, span
+from datamodules.clips import find_clips, open_clip
+from datamodules.clips.fitting import FITS, Fit
+from datamodules.frame_cache import FrameCache
+from datamodules.trajectories import SPLITS, stream_key
+
+Split = Literal["train", "val", "test"]
+
+
+class ClipDataModule(VideoDataModule):
+    """Windows of clips that lie in a folder: videos, animations, folders of images, arrays.
+
+    Where the folder has subfolders train, val and test, these are the splits. Else each clip goes
+    to one of them, drawn by the seed, so that no split has frames of another's clips; or, for very
+    few clips, each is cut in time.
+
+    Training has all windows of its clips once an epoch, in an order of each epoch's own;
+    validation and test have windows that do not overlap. Frames are uint8; uint16 where all clips
+    of a split have that, and float32 in [0, 1] where they differ.
+
+    Args:
+        root: The folder, which is searched with its subfolders; see `find_clips` and `open_clip`
+            for what may be in it.
+        frame_size: Height and width in pixels that frames are brought to: one number, or a list
+            of two.
+        fit: How: "cover" resizes the largest part in the middle that has the right proportions,
+            "stretch" resizes the whole frame, "crop" cuts the middle out as it is.
+        channels: 1 for gray, 3 for RGB; clips that have the other are converted. The model's
+            channels must be the same.
+        split: Fractions of the clips, or of each clip's frames, for train, val and test.
+        split_by: "clip", or "time": the beginning of each clip for training, then validation, the
+            end for the test. That is for fewer than three clips, as the splits then look alike.
+        context_length: Number of frames that a model sees.
+        target_length: Number of frames that it has to forecast.
+        frame_step: 2 takes every second frame, for slow motion.
+        stride: Frames from the start of a training window to that of the next.
+        eval_stride: The same for validation and test; None for windows that do not overlap.
+        batch_size: Windows in a batch, per device.
+        num_workers: Processes that decode clips, per device; 0 decodes in the training process.
+        cache_mib: Memory in MiB for decoded frames that each of these processes keeps.
+        seed: Seed of the split and of the order.
+        axes: What the axes of .npy and .npz files are, such as "HWT"; None where they are plain.
+        array: The name of the array in .npz files that have several.
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
+
+    frame_size: tuple[int, int]  # (height, width) in pixels, however it was given
+
+    def __init__(
+        self,
+        root: str = "videos",
+        frame_size: int | list[int] = 64,
+        fit: Fit = "cover",
+        channels: int = 3,
+        split: list[float] = [0.8, 0.1, 0.1],  # noqa: B006 (never changed; None would hide it)
+        split_by: Literal["clip", "time"] = "clip",
+        context_length: int = 10,
+        target_length: int = 10,
+        frame_step: int = 1,
+        stride: int = 1,
+        eval_stride: int | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        cache_mib: int = 1024,
+        seed: int = 0,
+        axes: str | None = None,
+        array: str | None = None,
+    ) -> None:
+        super().__init__(
+            context_length=context_length,
+            target_length=target_length,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.span = span(context_length + target_length, frame_step)
+        if eval_stride is None:
+            eval_stride = self.span
+        require_at_least(1, frame_step=frame_step, stride=stride, eval_stride=eval_stride)
+        require_at_least(0, cache_mib=cache_mib)
+        sizes = [frame_size] * 2 if isinstance(frame_size, int) else list(frame_size)
+        if len(sizes) != 2 or min(sizes) < 1:
+            raise ValueError(
+                f"frame_size is {frame_size}: must be one number or [height, width], each at least "
+                "1"
+            )
+        if fit not in FITS:
+            raise ValueError(f"fit is {fit!r}: must be one of {', '.join(FITS)}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels is {channels}: must be 1 (gray) or 3 (RGB)")
+        if len(split) != 3 or min(split) <= 0 or not math.isclose(sum(split), 1, abs_tol=1e-6):
+            raise ValueError(
+                f"split is {split}: must be three fractions above 0 that add up to 1, of train, "
+                "val and test"
+            )
+        if split_by not in ("clip", "time"):
+            raise ValueError(f"split_by is {split_by!r}: must be clip or time")
+        self.root = root
+        self.frame_size = sizes[0], sizes[1]
+        self.fit: Fit = fit
+        self.channels = channels
+        self.split = split
+        self.split_by = split_by
+        self.frame_step = frame_step
+        self.stride = stride
+        self.eval_stride = eval_stride
+        self.cache = FrameCache(cache_mib * 2**20)
+        self.axes = axes
+        self.array = array
+        self.train_set: ClipWindows | None = None
+        self.val_set: ClipWindows | None = None
+        self.test_set: ClipWindows | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the datasets of a stage: "fit", "validate", "test", or None for all.
+
+        Raises:
+            OSError: If the folder has no clips, or something in it may not be read.
+            ValueError: If a clip is damaged, or a split has none that is long enough.
+        """
+        if stage in ("fit", None) and self.train_set is None:
+            self.train_set = self._windows("train", self.stride)
+        if stage in ("fit", "validate", None) and self.val_set is None:
+            self.val_set = self._windows("val", self.eval_stride)
+        if stage in ("test", None) and self.test_set is None:
+            self.test_set = self._windows("test", self.eval_stride)
+
+    def _windows(self, split: Split, stride: int) -> ClipWindows:
+        parts = self._parts(split)
+        short = [part.name for part in parts if len(part.frames) < self.span]
+        if len(short) == len(parts):
+            longest = max(len(part.frames) for part in parts)
+            raise ValueError(
+                f"{self.root}: a window has {self.span} frames, but the longest clip for {split} "
+                f"has {longest}: lower context_length, target_length or frame_step"
+            )
+        if short:
+            names = ", ".join(short[:3]) + (", ..." if len(short) > 3 else "")
+            rank_zero_warn(
+                f"{len(short)} of {len(parts)} clips for {split} are left out, as they have fewer "
+                f"than a window's {self.span} frames: {names}"
+            )
+        return ClipWindows(
+            parts,
+            self.context_length,
+            self.target_length,
+            stride=stride,
+            frame_step=self.frame_step,
+            channels=self.channels,
+            frame_size=self.frame_size,
+            fit=self.fit,
+            cache=self.cache,
+            key=stream_key(self.seed, split) if split == "train" else None,
+        )
+
+    def _parts(self, split: Split) -> list[Part]:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder: set data.root to that of your clips")
+        folders = {name: root / name for name in SPLITS}
+        ready = any(folder.is_dir() for folder in folders.values())
+        if ready and not folders[split].is_dir():
+            raise FileNotFoundError(
+                f"{folders[split]}: no such folder, but {root} has others of "
+                f"{', '.join(SPLITS)}: make it, or none of them"
+            )
+        paths = {
+            path.relative_to(root).as_posix(): path
+            for path in find_clips(folders[split] if ready else root)
+        }
+        if not ready and self.split_by == "clip":
+            if len(paths) < 3:
+                raise ValueError(
+                    f"{root}: {len(paths)} clips are too few for training, validation and test: "
+                    "add some, or choose split_by time, which cuts each clip in three"
+                )
+            paths = {n: paths[n] for n in split_names(list(paths), self.split, self.seed)[split]}
+        parts = []
+        for name, path in paths.items():
+            clip = open_clip(path, axes=self.axes, array=self.array)
+            frames = range(clip.num_frames)
+            if not ready and self.split_by == "time":
+                frames = split_frames(clip.num_frames, self.split)[split]
+            parts.append(Part(name, clip, frames))
+        return parts
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of the training data depends on, for a checkpoint."""
+        state = super().state_dict()
+        if state and self.train_set is not None:
+            parts = [[p.name, p.frames.start, p.frames.stop] for p in self.train_set.parts]
+            text = json.dumps([parts, self.stride, self.train_set.span, self.frame_step])
+            state["clips"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Checks that a resumed training goes on at the very next sample of the same clips.
+
+        Raises:
+            ValueError: Clips, windows, batch size, devices or seed differ from the checkpoint's.
+        """
+        super().load_state_dict(state_dict)
+        now = self.state_dict()
+        if "clips" in now and state_dict.get("clips") != now["clips"]:
+            raise ValueError(
+                f"{self.root}: the clips for training, or how windows are cut from them, are not "
+                "those that the checkpoint was trained with: keep names, lengths, stride and "
+                "frame_step as they were"
+            )

@@ -1,0 +1,144 @@
+"""Windows of clips: the frames that a model sees, and those that it is to forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from datamodules.base import Batch
+from datamodules.clips import ClipReader
+from datamodules.clips.fitting import Fit, fitted
+from datamodules.frame_cache import FrameCache
+from datamodules.trajectories import uniform
+
+CHUNK = 32  # frames that are decoded and kept together
+
+
+class Part(NamedTuple):
+    """A clip, or the part of one that a split has.
+
+    Attributes:
+        name: Names the clip, wherever its folder is.
+        clip: Its frames.
+        frames: The numbers of those that belong to the part.
+    """
+
+    name: str
+    clip: ClipReader
+    frames: range
+
+
+class ClipWindows(Dataset[Batch]):
+    """Windows of clips: sample i is a function of the clips, the key and i.
+
+    The windows are numbered so that the first ones are the first of each clip, then come the second
+    ones, and so on. With a key, any number >= 0 is a valid index, and each epoch, which is the
+    dataset's length, has all windows in an order of its own.
+
+    Args:
+        parts: The clips; from those with fewer frames than a window there is none.
+        context_length: Number of context frames.
+        target_length: Number of target frames.
+        stride: Frames from the start of a window to that of the next.
+        frame_step: 2 takes every second frame.
+        channels: 1 for gray, 3 for RGB.
+        frame_size: (height, width) in pixels.
+        fit: How frames are brought to that size.
+        cache: Keeps decoded frames.
+        key: Of the random order, see `trajectories.stream_key`; None for windows in order.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        context_length: int,
+        target_length: int,
+        *,
+        stride: int,
+        frame_step: int,
+        channels: int,
+        frame_size: tuple[int, int],
+        fit: Fit,
+        cache: FrameCache,
+        key: np.uint64 | None = None,
+    ) -> None:
+        self.parts = list(parts)
+        self.context_length = context_length
+        self.frame_step = frame_step
+        self.span = span(context_length + target_length, frame_step)
+        self.channels = channels
+        self.frame_size = frame_size
+        self.fit = fit
+        self.cache = cache
+        self.key = key
+        types = {part.clip.dtype for part in self.parts}
+        self.dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
+        starts = [
+            np.arange(part.frames.start, part.frames.stop - self.span + 1, stride)
+            for part in self.parts
+        ]
+        counts = [len(s) for s in starts]
+        clips = np.repeat(np.arange(len(counts)), counts)
+        turns = np.concatenate([np.arange(0), *map(np.arange, counts)])
+        order = np.lexsort([clips, turns])
+        # (N, 2): number of the clip, first frame
+        self.windows = np.stack([clips, np.concatenate([np.arange(0), *starts])], axis=1)[order]
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.arange(0))  # of the latest epoch
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Batch:
+        clip, start = self.windows[self._window(index)]
+        numbers = np.arange(start, start + self.span, self.frame_step)
+        chunks, places = np.divmod(numbers, CHUNK)
+        frames = np.stack(
+            [self._chunk(int(clip), int(c))[p] for c, p in zip(chunks, places, strict=True)]
+        )
+        context, target = np.split(frames, [self.context_length])
+        return {
+            "context": torch.from_numpy(context),
+            "target": torch.from_numpy(target),
+            "index": torch.tensor(index),
+        }
+
+    def _window(self, index: int) -> int:
+        """The number of the window that is sample `index`."""
+        if index < 0 or (self.key is None and index >= len(self)):
+            raise IndexError(f"index is {index}: must be from 0 to {len(self) - 1}")
+        if self.key is None:
+            return index
+        epoch, position = divmod(index, len(self))
+        if self._order[0] != epoch:
+            numbers = epoch * len(self) + np.arange(len(self))
+            self._order = epoch, np.argsort(uniform(self.key, numbers, 1)[:, 0], kind="stable")
+        return int(self._order[1][position])
+
+    def _chunk(self, number: int, chunk: int) -> NDArray[Any]:
+        clip = self.parts[number].clip
+
+        def decode() -> NDArray[Any]:
+            start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, clip.num_frames)
+            frames = clip.frames(start, stop, channels=self.channels)
+            return np.stack([self._fitted(frame, clip) for frame in frames])
+
+        return self.cache.get((clip.path, chunk), decode)
+
+    def _fitted(self, frame: NDArray[Any], clip: ClipReader) -> NDArray[Any]:
+        try:
+            frame = fitted(frame, self.frame_size, self.fit)
+        except ValueError as error:
+            raise ValueError(f"{clip.path}: {error}") from error
+        if frame.dtype == self.dtype:
+            return frame
+        return frame.astype(np.float32) / np.float32(np.iinfo(frame.dtype).max)
+
+
+def span(length: int, frame_step: int) -> int:
+    """Frames of a clip from a window's first to its last, both counted."""
+    return (length - 1) * frame_step + 1
