@@ -16,6 +16,7 @@ import yaml
 from convlstm.cli import demo
 
 ROOT = Path(__file__).parent.parent
+FORECASTING = (ROOT / "docs" / "forecasting.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BASE = ROOT / "configs" / "moving_mnist.yaml"  # what an overlay, which has no data, is laid over
@@ -39,8 +40,8 @@ def convlstm(*words, cwd, check=True):
     )
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -81,11 +82,14 @@ def test_the_readmes_commands_run(tmp_path):
         extra = {"fit": QUICK, "test": ["--data.test_size", "3"]}.get(verb, [])
         convlstm(verb, *words, *extra, cwd=tmp_path)
         verbs.append(verb)
-    assert verbs == ["fit", "test", "fit", "fit", "fit", "predict"]
+    assert verbs == ["fit", "test", "fit", "fit", "fit", "predict", "predict"]
     assert len(list((tmp_path / "forecasts" / "moving_mnist").iterdir())) == 6
     assert len(iio.imread(tmp_path / "forecasts" / "clip.gif")) == 30
 
-    for code in blocks("python"):
+    compared = {path.name for path in (tmp_path / "compared").iterdir()}
+    assert compared == {"clip.mp4", "clip.png", "clip.json"}
+
+    for code in [*blocks("python"), *blocks("python", FORECASTING)]:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert len(iio.imread(tmp_path / "forecast.gif")) == 30
 
