@@ -25,6 +25,10 @@ QUICK = [
     *("--data.batch_size", "2", "--model.hidden_sizes", "[2, 2]", "--trainer.max_steps", "2"),
     *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
 ]
+QUICK_CLIPS = [
+    *("--data.batch_size", "2", "--model.hidden_sizes", "[2, 2]", "--trainer.max_steps", "2"),
+    *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
+]
 pytestmark = pytest.mark.slow
 
 
