@@ -1,4 +1,4 @@
-"""Clips that tests read, written by other programs than those that read them where there are any."""
+"""Writes the clips that tests read."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def moving(frames=12, height=18, width=24, seed=0):
     for t, frame in enumerate(clip):
         columns = (left + 2 * t + np.arange(5)) % width
         frame[top : top + 5, columns] = colour
-        frame[0, 0] = 15 * t
+        frame[0, 0] = 15 * t % 256
     return clip
 
 

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from datamodules import read_clip
+from datamodules.clips import arrays
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 12, 14), dtype=np.uint8)
@@ -109,6 +110,100 @@ def test_npy_with_floats_outside_of_0_to_1_names_their_range(tmp_path, low, high
     frames[2] = np.linspace(low, high, 6 * 7).reshape(6, 7)
     with pytest.raises(ValueError, match=rf"of frame 2 range from {low} to {high}, .* in \[0, 1\]"):
         read_clip(save(tmp_path / "clip.npy", frames))
+
+
+@pytest.mark.parametrize("axes", ["HWT", "WHT", "CTHW", "THWC", "HWCT", "TCHW"])
+def test_axes_say_what_an_array_holds(tmp_path, axes):
+    frames = RNG.integers(0, 256, (4, 3, 6, 7), dtype=np.uint8)
+    if "C" not in axes:
+        frames = frames[:, :1]
+    letters = "TCHW" if "C" in axes else "THW"
+    array = frames if "C" in axes else frames[:, 0]
+    array = array.transpose([letters.index(axis) for axis in axes])
+    np.testing.assert_array_equal(read_clip(save(tmp_path / "clip.npy", array), axes=axes), frames)
+
+
+@pytest.mark.parametrize(("axes", "shape"), [("HW", (1, 1, 6, 7)), ("HWC", (1, 3, 6, 7))])
+def test_axes_without_time_make_a_clip_of_one_frame(tmp_path, axes, shape):
+    frames = RNG.integers(0, 256, shape, dtype=np.uint8)
+    array = frames[0, 0] if axes == "HW" else np.moveaxis(frames[0], 0, 2)
+    np.testing.assert_array_equal(read_clip(save(tmp_path / "clip.npy", array), axes=axes), frames)
+
+
+@pytest.mark.parametrize("axes", ["", "TC", "THWX", "THHW", "thw", "BTHW"])
+def test_axes_that_make_no_sense_are_refused(tmp_path, axes):
+    with pytest.raises(ValueError, match=rf"axes is '{axes}': must be H, W and") as caught:
+        read_clip(save(tmp_path / "clip.npy", GRAY), axes=axes)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("axes", ["HW", "TCHW"])
+def test_axes_of_another_number_than_the_arrays_are_refused(tmp_path, axes):
+    with pytest.raises(ValueError, match=rf"axes '{axes}' are {len(axes)}, but .*\(5, 12, 14\)"):
+        read_clip(save(tmp_path / "clip.npy", GRAY), axes=axes)
+
+
+def test_axes_that_make_a_large_axis_the_channels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"14 channels \(axes 'THCW' .* give 1, 3, or 4"):
+        read_clip(save(tmp_path / "clip.npy", np.zeros((5, 12, 14, 6), np.uint8)), axes="THCW")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_array_that_may_be_one_image_asks_for_axes(tmp_path, channels):
+    path = save(tmp_path / "clip.npy", np.zeros((48, 64, channels), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"\(48, 64, \d\) may be one image or .* axes HWC or THW$"):
+        read_clip(path)
+    assert len(read_clip(path, axes="HWC")) == 1
+    assert len(read_clip(path, axes="THW")) == 48
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("last", [False, True])
+def test_alpha_of_an_array_is_laid_over_black(tmp_path, dtype, last):
+    largest = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    frames = (RNG.random((4, 4, 6, 7)) * largest).astype(dtype)
+    expected = frames[:, :3] / largest * frames[:, 3:]
+    expected = expected.astype(dtype) if dtype == np.float32 else np.round(expected)
+    path = save(tmp_path / "clip.npy", np.moveaxis(frames, 1, 3) if last else frames)
+    # Products of floats are rounded once more or less.
+    np.testing.assert_allclose(read_clip(path), expected, rtol=2e-7 if dtype == np.float32 else 0)
+
+
+def test_npz_of_one_array_is_that_array_and_of_several_the_named_one(tmp_path):
+    path = tmp_path / "clip.npz"
+    np.savez(path, GRAY)
+    np.testing.assert_array_equal(read_clip(path), GRAY[:, None])
+    np.savez_compressed(path, frames=GRAY, mask=GRAY[:2] > 9)
+    with pytest.raises(
+        ValueError, match=r"has several arrays: choose .*array.*frames, mask"
+    ) as one:
+        read_clip(path)
+    one_line(one)
+    with pytest.raises(ValueError, match=r"has no array 'frame': .* frames, mask"):
+        read_clip(path, array="frame")
+    np.testing.assert_array_equal(read_clip(path, array="frames"), GRAY[:, None])
+    assert read_clip(path, array="mask").max() == 255
+
+
+def test_npz_cut_off_anywhere_or_damaged_is_refused(tmp_path):
+    path = tmp_path / "clip.npz"
+    np.savez_compressed(path, GRAY)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    for content in [*(whole[:n] for n in range(0, len(whole), 29)), damaged, b"<html>"]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"clip\.npz: ") as caught:
+            read_clip(path)
+        one_line(caught)
+
+
+def test_npz_that_unpacks_to_very_much_is_refused_before_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "MOST_PACKED_BYTES", 1000)
+    path = tmp_path / "clip.npz"
+    np.savez_compressed(path, np.zeros((9, 12, 14), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"arr_0 has 1,640 bytes .*: save it with numpy\.save"):
+        read_clip(path)
 
 
 def test_npy_cut_off_anywhere_is_refused(tmp_path):

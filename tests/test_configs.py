@@ -46,4 +46,5 @@ def test_every_variant_trains_a_step_as_its_file_says(variant, tmp_path, monkeyp
     (checkpoint,) = (run / "checkpoints").glob("last.ckpt")
     used = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     said = {**yaml.safe_load(BASE.read_text())["model"], **asked["model"], "hidden_sizes": [2, 2]}
+    said["frame_size"] = [64, 64]  # noted when training begins
     assert {key: used[key] for key in said} == said

@@ -12,6 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import yaml
+from clip_files import moving, write_gif, write_video
 
 from convlstm.cli import demo
 
@@ -21,11 +22,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BASE = ROOT / "configs" / "moving_mnist.yaml"  # what an overlay, which has no data, is laid over
 # A run's end to end check needs no good model.
-QUICK = [
-    *("--data.digits", "builtin", "--data.test_size", "6", "--data.val_size", "2"),
+SMALL = [
     *("--data.batch_size", "2", "--model.hidden_sizes", "[2, 2]", "--trainer.max_steps", "2"),
     *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"),
 ]
+QUICK = ["--data.digits", "builtin", "--data.test_size", "6", "--data.val_size", "2", *SMALL]
 pytestmark = pytest.mark.slow
 
 
@@ -40,6 +41,14 @@ def convlstm(*words, cwd, check=True):
     )
 
 
+def make_videos(folder):
+    """Three clips, one for each split, and in each of them six windows of 20 frames."""
+    folder.mkdir()
+    for number, name in enumerate(("a.gif", "b.gif")):
+        write_gif(folder / name, moving(120, seed=number))
+    write_video(folder / "c.mp4", moving(120, 48, 64), "libx264", "yuv420p")
+
+
 def blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
@@ -50,7 +59,11 @@ def test_every_config_trains_tests_and_predicts_in_fresh_processes(config, tmp_p
     layers = [config] if whole else [BASE, config]
     words = [word for layer in layers for word in ("-c", str(layer))]
     run = f"runs/{config.stem}"
-    convlstm("fit", *words, "--run_dir", run, *QUICK, cwd=tmp_path)
+    quick = QUICK
+    if config.stem == "clips":
+        make_videos(tmp_path / "videos")
+        quick = [*SMALL, "--data.channels", "1", "--model.channels", "1"]
+    convlstm("fit", *words, "--run_dir", run, *quick, cwd=tmp_path)
     tested = convlstm("test", "-c", f"{run}/config.yaml", "--save_forecasts", "out", cwd=tmp_path)
     assert "the last frame" in tested.stdout
     metrics = json.loads((tmp_path / run / "test" / "metrics.json").read_text())
@@ -75,15 +88,18 @@ def test_the_readmes_commands_run(tmp_path):
         if line.startswith("convlstm ")
     ]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    make_videos(tmp_path / "videos")
     rng = np.random.default_rng(0)
     iio.imwrite(tmp_path / "clip.gif", rng.integers(0, 256, (12, 64, 64), dtype=np.uint8))
     verbs = []
     for verb, *words in commands:
-        extra = {"fit": QUICK, "test": ["--data.test_size", "3"]}.get(verb, [])
+        clips = any("clips" in word for word in words)
+        extra = {"fit": SMALL if clips else QUICK, "test": ["--num_forecasts", "3"]}.get(verb, [])
         convlstm(verb, *words, *extra, cwd=tmp_path)
         verbs.append(verb)
-    assert verbs == ["fit", "test", "fit", "fit", "fit", "predict", "predict"]
-    assert len(list((tmp_path / "forecasts" / "moving_mnist").iterdir())) == 6
+    assert verbs == ["fit", "test", "fit", "fit", "fit", "fit", "test", "predict", "predict"]
+    for run in ("moving_mnist", "clips"):
+        assert len(list((tmp_path / "forecasts" / run).iterdir())) == 6
     assert len(iio.imread(tmp_path / "forecasts" / "clip.gif")) == 30
 
     compared = {path.name for path in (tmp_path / "compared").iterdir()}

@@ -90,7 +90,9 @@ def test_images_of_another_size_or_type_are_named(tmp_path):
         open_clip(folder)
     one_line(caught)
     Image.fromarray(CLIP[0, ..., 0].astype(np.uint16)).save(folder / "img7.png")
-    with pytest.raises(ValueError, match=r"img7\.png: pixels are uint16, .* uint8: bring") as caught:
+    with pytest.raises(
+        ValueError, match=r"img7\.png: pixels are uint16, .* uint8: bring"
+    ) as caught:
         open_clip(folder)
     one_line(caught)
 

@@ -15,7 +15,7 @@ CLIP = moving(23, 32, 48)
 KINDS = {
     "mp4": ("a.mp4", "libx264", "yuv420p", {}, 12),
     "mp4, all frames are key frames": ("a.mp4", "libx264", "yuv420p", {"g": "1"}, 12),
-    "m4v": ("a.m4v", "mpeg4", "yuv420p", {}, 14),
+    "mp4, MPEG-4": ("a.mp4", "mpeg4", "yuv420p", {}, 14),
     "mov": ("a.mov", "libx264", "yuv444p", {"qp": "0"}, 1),
     "mov with alpha": ("a.mov", "qtrle", "argb", {}, 0),
     "mov, 16 bit with alpha": ("a.mov", "png", "rgba64be", {}, 0.5),
@@ -56,7 +56,14 @@ def test_every_frame_comes_out_in_its_place(tmp_path, kind):
 def test_any_part_is_the_same_as_of_the_whole(tmp_path, kind):
     path, _ = written(tmp_path, kind)
     whole, clip = read_clip(path), open_clip(path)
-    for start, stop, step in [(0, 1, 1), (22, 23, 1), (4, 6, 1), (5, 15, 1), (6, 23, 4), (9, 10, 2)]:
+    for start, stop, step in [
+        (0, 1, 1),
+        (22, 23, 1),
+        (4, 6, 1),
+        (5, 15, 1),
+        (6, 23, 4),
+        (9, 10, 2),
+    ]:
         np.testing.assert_array_equal(clip.read(start, stop, step), whole[start:stop:step])
 
 
@@ -126,19 +133,20 @@ def test_a_video_that_was_filmed_sideways_is_turned_upright(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "avi", "avi, out of order, H.264"])
-def test_a_file_cut_off_is_refused_or_has_all_its_frames(tmp_path, kind):
+def test_a_file_cut_off_is_refused_or_lacks_at_most_its_last_frame(tmp_path, kind):
     path, _ = written(tmp_path, kind)
     whole, content = read_clip(path), path.read_bytes()
-    refused = 0
+    refused = []
     for length in np.linspace(1, len(content) - 1, 24, dtype=int):
         path.write_bytes(content[:length])
         try:
-            np.testing.assert_array_equal(read_clip(path), whole)
+            clip = read_clip(path)
+            assert len(clip) >= len(whole) - 1
+            np.testing.assert_array_equal(clip, whole[: len(clip)])
         except ValueError as error:
-            assert str(error).startswith(str(path))
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused >= 20
+            refused.append(str(error))
+    assert len(refused) >= 20
+    assert all(m.startswith(str(path)) and "\n" not in m for m in refused)
 
 
 @pytest.mark.parametrize("kind", ["webm", "mkv"])
@@ -158,6 +166,7 @@ def test_a_damaged_video_is_refused_or_read_as_a_clip_but_never_fails_otherwise(
     path, _ = written(tmp_path, kind)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
+    refused = []
     for _ in range(30):
         damaged = bytearray(whole)
         start = rng.integers(0, len(whole) - 100)
@@ -166,8 +175,9 @@ def test_a_damaged_video_is_refused_or_read_as_a_clip_but_never_fails_otherwise(
         try:
             assert read_clip(path).shape[2:] == CLIP.shape[1:3]
         except ValueError as error:
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
+            refused.append(str(error))
+    assert len(refused) >= 1
+    assert all(m.startswith(str(path)) and "\n" not in m for m in refused)
 
 
 def test_frames_that_cannot_be_decoded_are_named(tmp_path):
@@ -176,12 +186,14 @@ def test_frames_that_cannot_be_decoded_are_named(tmp_path):
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(200) + whole[middle + 200 :])
     clip = open_clip(path)
-    with pytest.raises(ValueError, match=r"a\.mkv: frame \d+ cannot be decoded, .*damaged") as caught:
+    with pytest.raises(
+        ValueError, match=r"a\.mkv: frame \d+ cannot be decoded, .*damaged"
+    ) as caught:
         clip.read(0, clip.num_frames)
     one_line(caught)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".webm"])
 def test_text_under_the_name_of_a_video_is_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_text("<html>404</html>\n")
@@ -198,15 +210,21 @@ def test_a_file_with_sound_alone_is_refused(tmp_path):
         sound.rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    with pytest.raises(ValueError, match=r"a\.mkv: no video in it"):
+    with pytest.raises(ValueError, match=r"a\.mkv: no video in it "):
         read_clip(path)
 
 
 def test_huge_frames_are_refused_before_they_are_decoded(tmp_path):
     path = tmp_path / "a.mkv"
-    frame = np.zeros((1, 10_000, 10_000), dtype=np.uint8)
-    write_video(path, frame, "ffv1", "gray", source="gray")
-    with pytest.raises(ValueError, match=r"frames of 10000 x 10000 pixels are too large: make") as c:
+    write_video(path, np.zeros((1, 300, 300), dtype=np.uint8), "ffv1", "gray", source="gray")
+    content = path.read_bytes()
+    for element in (b"\xb0\x82", b"\xba\x82"):  # Matroska's width and height, of two bytes
+        assert content.count(element + (300).to_bytes(2)) == 1
+        content = content.replace(element + (300).to_bytes(2), element + (10_000).to_bytes(2))
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"frames of 10000 x 10000 pixels are too large: make"
+    ) as c:
         open_clip(path)
     one_line(c)
 

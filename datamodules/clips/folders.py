@@ -20,5 +20,5 @@ def children(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"([0-9]+)", path.name.lower())
+    parts = re.split(r"([0-9]+)", path.stem.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name

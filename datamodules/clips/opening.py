@@ -23,7 +23,7 @@ def open_clip(path: str | Path, *, axes: str | None = None, array: str | None = 
       (T, H, W, C), with C = 1, 3, or 4 with alpha; other orders are told by ``axes``. uint8 and
       uint16 stay as they are, bool becomes 0 and 255, floats must lie in [0, 1].
     - ``.gif``, ``.png``, ``.apng``, ``.webp``: animated, or one frame.
-    - ``.mp4``, ``.m4v``, ``.mov``, ``.avi``, ``.mkv``, ``.webm``: the first video stream, all its
+    - ``.mp4``, ``.mov``, ``.avi``, ``.mkv``, ``.webm``: the first video stream, all its
       frames whatever their times; uint16 above 8 bits. Needs the extra ``video``.
     - A folder of images: one a frame, in natural order.
 

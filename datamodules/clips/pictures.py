@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.clips.colour import on_black
-from datamodules.clips.errors import require_file
+from datamodules.clips.errors import damage, require_file
 from datamodules.clips.reader import MOST_PIXELS
+
+_BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -29,19 +31,19 @@ def opened(path: Path) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{path}: the picture is too large: make it smaller, at most {MOST_PIXELS:,} pixels"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise ValueError(
-                f"{path}: not a picture, whatever its name says, or a damaged one: give another"
-            ) from error
-        except (ValueError, SyntaxError) as error:  # of damaged headers
-            raise ValueError(
-                f"{path}: the picture is damaged ({error}): copy or write it anew"
-            ) from error
+            with damage(path, "picture"):
+                image = Image.open(path)
+        except ValueError as error:
+            if isinstance(error.__cause__, UnidentifiedImageError):
+                raise ValueError(
+                    f"{path}: not a picture, whatever its name says, or a damaged one: give another"
+                ) from error
+            if isinstance(error.__cause__, _BOMBS):
+                raise ValueError(
+                    f"{path}: the picture is too large: make it smaller, at most {MOST_PIXELS:,} "
+                    "pixels"
+                ) from error
+            raise
     with image:
         yield image
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from av.video.stream import VideoStream
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
 
@@ -129,9 +129,12 @@ class VideoReader(ClipReader):
                 f"({error.strerror}): copy or write it anew"
             ) from error
         with container:
-            if not container.streams.video:
-                raise ValueError(f"{self.path}: no video in it: give another file")
-            yield container, container.streams.video[0]
+            stream = next(iter(container.streams.video), None)
+            if stream is None or not stream.codec_context:  # none where no decoder is known
+                raise ValueError(
+                    f"{self.path}: no video in it that can be decoded: give another file"
+                )
+            yield container, stream
 
 
 def _packets(

@@ -1,0 +1,138 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from datamodules import open_clip
+from datamodules.clip_windows import CHUNK, ClipWindows, Part, span
+from datamodules.frame_cache import FrameCache
+from datamodules.trajectories import stream_key
+
+LENGTHS = (100, 7, 40)  # more than a chunk, less than a window, and between
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Clips whose pixels are 70 times the clip's number plus the frame's, in gray."""
+    folder = tmp_path_factory.mktemp("clips")
+    result = []
+    for number, length in enumerate(LENGTHS):
+        frames = np.broadcast_to(70 * number + np.arange(length)[:, None, None], (length, 4, 5))
+        np.save(folder / f"{number}.npy", frames.astype(np.uint8))
+        clip = open_clip(folder / f"{number}.npy")
+        result.append(Part(f"{number}.npy", clip, range(length)))
+    return result
+
+
+def windows(parts, *, context=3, target=2, key=None, cache=2**30, **options):
+    defaults = {"stride": 1, "frame_step": 1, "channels": 1, "frame_size": (4, 5)}
+    defaults |= {"fit": "cover", **options}
+    return ClipWindows(parts, context, target, cache=FrameCache(cache), key=key, **defaults)
+
+
+def frames_of(sample):
+    return [int(f[0, 0, 0]) for part in ("context", "target") for f in sample[part]]
+
+
+@pytest.mark.parametrize(("stride", "step"), [(1, 1), (5, 1), (3, 4), (200, 1), (1, 9)])
+def test_windows_are_all_that_fit_the_first_of_each_clip_first(parts, stride, step):
+    dataset = windows(parts, stride=stride, frame_step=step)
+    length = span(5, step)
+    expected = [
+        [70 * number + start + step * t for t in range(5)]
+        for start in range(0, max(LENGTHS), stride)
+        for number, frames in enumerate(LENGTHS)
+        if start + length <= frames
+    ]
+    assert [frames_of(dataset[i]) for i in range(len(dataset))] == expected
+
+
+def test_windows_stay_within_the_part_that_a_split_has(parts):
+    cut = [parts[0]._replace(frames=range(20, 27)), parts[2]._replace(frames=range(36, 40))]
+    dataset = windows(cut)
+    assert [frames_of(dataset[i])[0] for i in range(len(dataset))] == [20, 21, 22]
+
+
+def test_a_sample_has_context_target_and_its_number(parts):
+    sample = windows(parts)[4]
+    assert sample["context"].shape == (3, 1, 4, 5)
+    assert sample["target"].shape == (2, 1, 4, 5)
+    assert sample["index"] == 4
+
+
+def test_each_epoch_has_all_windows_in_an_order_of_its_own(parts):
+    plain, dataset = windows(parts), windows(parts, key=stream_key(0, "train"))
+    size = len(plain)
+    everything = sorted(frames_of(plain[i]) for i in range(size))
+    epochs = [[frames_of(dataset[e * size + p]) for p in range(size)] for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == everything
+        assert epoch != everything
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_sample_depends_on_its_number_and_the_key_alone(parts):
+    key = stream_key(0, "train")
+    numbers = [3, 500, 0, 12_345, 4, 501]
+    dataset = windows(parts, key=key)
+    once = [frames_of(dataset[i]) for i in numbers]
+    assert [frames_of(windows(parts, key=key, cache=0)[i]) for i in numbers] == once
+    assert [frames_of(pickle.loads(pickle.dumps(dataset))[i]) for i in numbers] == once
+    other = windows(parts, key=stream_key(1, "train"))
+    assert [frames_of(other[i]) for i in numbers] != once
+
+
+def test_numbers_that_are_no_sample_raise(parts):
+    plain, endless = windows(parts), windows(parts, key=stream_key(0, "train"))
+    for dataset, index in [(plain, -1), (plain, len(plain)), (endless, -1)]:
+        with pytest.raises(IndexError, match=f"index is {index}: must be"):
+            dataset[index]
+
+
+def test_a_clip_is_decoded_once_if_the_cache_has_room_and_again_if_not(parts, monkeypatch):
+    decoded = []
+    original = type(parts[0].clip)._decode
+
+    def counted(self, numbers):
+        decoded.extend(numbers)
+        return original(self, numbers)
+
+    monkeypatch.setattr(type(parts[0].clip), "_decode", counted)
+    dataset = windows(parts[:1])
+    for index in [0, 50, 3, 95, 51, 0]:
+        dataset[index]
+    assert sorted(decoded) == list(range(100))
+    decoded.clear()
+    dataset = windows(parts[:1], cache=0)
+    dataset[0], dataset[0]
+    assert decoded == 2 * list(range(CHUNK))
+
+
+def test_memory_for_decoded_frames_stays_within_the_budget(parts):
+    budget = 2 * CHUNK * 20
+    dataset = windows(parts, cache=budget)
+    for index in range(len(dataset)):
+        dataset[index]
+        assert dataset.cache.num_bytes <= budget
+
+
+def test_pixels_of_different_types_become_floats(tmp_path):
+    frames = np.array([0, 51, 255], dtype=np.uint8)[:, None, None] * np.ones((4, 5), np.uint8)
+    kinds = {"a": frames, "b": frames.astype(np.uint16) * 257, "c": np.float32(frames / 255)}
+    parts = []
+    for name, array in kinds.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        clip = open_clip(tmp_path / f"{name}.npy")
+        parts.append(Part(name, clip, range(3)))
+    for part in parts:
+        assert windows([part], context=2, target=1)[0]["context"].numpy().dtype == part.clip.dtype
+    dataset = windows(parts, context=2, target=1)
+    for index in range(3):
+        frames = np.concatenate([dataset[index]["context"], dataset[index]["target"]])
+        assert frames.dtype == np.float32
+        np.testing.assert_allclose(frames[:, 0, 0, 0], [0, 0.2, 1], rtol=1e-7)
+
+
+def test_a_frame_that_cannot_be_fitted_names_its_clip(parts):
+    with pytest.raises(ValueError, match=r"0\.npy: frames of 4 x 5 pixels are smaller than"):
+        windows(parts, fit="crop", frame_size=(8, 8))[0]
