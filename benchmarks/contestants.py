@@ -36,9 +36,8 @@ def options(name: str) -> dict[str, Any]:
     if name == "lstm":
         return {}
     model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
-    model.pop("hidden_sizes", None)
-    model.pop("learning_rate", None)
-    return model
+    of_training = ("hidden_sizes", "learning_rate", "context_loss")
+    return {key: value for key, value in model.items() if key not in of_training}
 
 
 def network(name: str, hidden_sizes: tuple[int, ...]) -> EncoderForecaster:
