@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench compare clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ lint: $(READY)  ## check style and types
 bench: $(READY)  ## measure training steps, and how fast sequences are drawn
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/data.py
+
+compare: $(READY)  ## train the whole LSTM family on the same clips, for hours, and compare; resumes
+	$(BIN)/python benchmarks/compare.py speed
+	$(BIN)/python benchmarks/compare.py train
 
 clean:  ## remove the environment and the demo
 	rm -rf .venv demo

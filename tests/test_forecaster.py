@@ -275,6 +275,7 @@ def test_bfloat16_autocast_stays_close_to_float32(kind, variant):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # torch's own
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variant", FAMILY)
 def test_a_compiled_network_computes_the_same(kind, variant):
