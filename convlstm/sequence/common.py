@@ -63,6 +63,16 @@ def hidden_weight_gradient(
     return gradient
 
 
+def rows(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) as rows (B·h·w, C); the same memory if they have channels last."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def step_rows(series: Tensor | None, t: int) -> Tensor | None:
+    """Step t of maps (T, B, C, h, w) as rows; None for None."""
+    return None if series is None else rows(series[t])
+
+
 def apply_mask(h: Tensor, mask: Tensor | None) -> Tensor:
     """Recurrent dropout."""
     return h if mask is None else h * mask

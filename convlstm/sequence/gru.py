@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.kernels import choose
+from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
     apply_mask,
     autocast_to,
@@ -15,9 +17,9 @@ from convlstm.sequence.common import (
     hidden_weight_gradient,
     input_gates,
     input_gradients,
+    rows,
+    step_rows,
 )
-
-aten = torch.ops.aten
 
 
 def gru_sequence(
@@ -75,34 +77,24 @@ class _GRU(torch.autograd.Function):
         outputs = empty_maps(x, steps, batch, hidden, *size)
         # What the reset gate multiplies, W_hn * h + b_hn, of every step.
         candidates = empty_maps(x, steps if keep else 1, batch, hidden, *size)
-        exact = torch.promote_types(x.dtype, torch.float32)
+        kernels = choose(gates)
 
         h = h0
         for t in range(steps):
-            q = candidates[t if keep else 0]
-            q.copy_(x.new_zeros(()) if bias_hh is None else bias_hh.view(-1, 1, 1))
+            before = from_h = None
             if h is not None:
-                from_h = same_conv2d(apply_mask(h, mask), weight_hh)
-                gates[t, :, : 2 * hidden] += from_h[:, : 2 * hidden]
-                q += from_h[:, 2 * hidden :]
-            a = gates[t].to(exact)  # the same memory, unless the gates are of low precision
-            a[:, : 2 * hidden].sigmoid_()
-            r, z, n = a.chunk(3, dim=1)
-            n.addcmul_(r, q.to(exact)).tanh_()
-            if h is None:
-                outputs[t] = n - z * n
-            else:
-                outputs[t] = torch.lerp(n, h.to(exact), z)  # (1 - z) ∘ n + z ∘ h
-            if keep and a.dtype != gates.dtype:
-                gates[t] = a
+                before = rows(h)
+                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            candidate = rows(candidates[t if keep else 0])
             h = outputs[t]
-        assert h is not None
+            kernels.gru_forward(rows(gates[t]), from_h, bias_hh, before, candidate, rows(h))
         if keep:
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs
             )
             ctx.set_materialize_grads(False)
-        return outputs, h.clone()
+            ctx.kernels = kernels  # the backward pass may run in another thread
+        return outputs, outputs[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -110,37 +102,32 @@ class _GRU(torch.autograd.Function):
         ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs = ctx.saved_tensors
-        steps, _, hidden = outputs.shape[:3]
-        exact = torch.promote_types(x.dtype, torch.float32)
+        hidden = weight_hh.shape[1]
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
         # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
         d_hidden = torch.empty_like(gates)
-        d_h = None if d_last is None else d_last.to(exact)
+        d_h = torch.zeros_like(outputs[0], dtype=exact(outputs))
+        if d_last is not None:
+            d_h += d_last
+        first = None if h0 is None else rows(h0)
 
-        for t in reversed(range(steps)):
-            if d_outputs is not None:
-                d_h = d_outputs[t].to(exact) if d_h is None else d_h + d_outputs[t]
-            if d_h is None:
-                d_h = torch.zeros_like(outputs[t], dtype=exact)
-            h = outputs[t - 1] if t > 0 else h0
-            a, q = gates[t].to(exact), candidates[t].to(exact)
-            r, z, n = a.chunk(3, dim=1)
-            d_n = aten.tanh_backward(d_h - d_h * z, n)
-            d_z = aten.sigmoid_backward(d_h * (-n if h is None else h - n), z)
-            d_r = aten.sigmoid_backward(d_n * q, r)
-            d_hidden[t] = torch.cat([d_r, d_z, d_n * r], dim=1)
-            direct = d_h * z
-            gates[t] = torch.cat([d_r, d_z, d_n], dim=1)
-            d_h = None
+        through = None
+        for t in reversed(range(len(outputs))):
+            h = rows(outputs[t - 1]) if t > 0 else first
+            d_output = step_rows(d_outputs, t)
+            step, candidate = rows(gates[t]), rows(candidates[t])
+            ctx.kernels.gru_backward(
+                step, candidate, h, d_output, through, rows(d_h), rows(d_hidden[t])
+            )
             if t > 0 or h0 is not None:
-                through = same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh)
-                d_h = direct + apply_mask(through, mask)
+                maps = apply_mask(same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh), mask)
+                through = rows(maps)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
         d_weight_hh = hidden_weight_gradient(d_hidden, outputs, h0, mask, weight_hh)
         d_bias_hh = None
         if bias_hh is not None:
             d_bias_hh = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
-        d_h = None if h0 is None or d_h is None else d_h.to(h0.dtype)
+        d_h = None if h0 is None else d_h.add_(maps).to(h0.dtype)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_bias_hh, d_h, None, None

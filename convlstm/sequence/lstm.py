@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.kernels import choose
+from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
     apply_mask,
     autocast_to,
@@ -15,9 +17,10 @@ from convlstm.sequence.common import (
     hidden_weight_gradient,
     input_gates,
     input_gradients,
+    rows,
+    step_rows,
 )
 
-aten = torch.ops.aten
 State = tuple[Tensor, Tensor]
 
 
@@ -80,31 +83,26 @@ class _LSTM(torch.autograd.Function):
         weight_hh = channels_last(weight_hh)
         gates = input_gates(x, weight_ih, bias, 4 * hidden)
         outputs = empty_maps(x, steps, batch, hidden, *size)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        rows = steps if keep or all_cells else 1
-        cells = empty_maps(x, rows, batch, hidden, *size, dtype=exact)
+        kept = steps if keep or all_cells else 1
+        cells = empty_maps(x, kept, batch, hidden, *size, dtype=exact(x))
+        kernels = choose(gates)
+        peepholes = peephole_rows(peephole, batch)
 
-        h, c = h0, c0
+        h, c = h0, None if c0 is None else rows(c0.to(cells.dtype))
         for t in range(steps):
+            from_h = None
             if h is not None:
-                gates[t] += same_conv2d(apply_mask(h, mask), weight_hh)
-            a = gates[t].to(exact)  # the same memory, unless the gates are of low precision
-            h, old, c = outputs[t], c, cells[min(t, rows - 1)]
-            _activate(a, old, c, peephole)
-            o = a[:, 3 * hidden :]
-            if exact == x.dtype:
-                torch.tanh(c, out=h).mul_(o)
-            else:
-                torch.mul(o, torch.tanh(c), out=h)
-            if keep and a.dtype != gates.dtype:
-                gates[t] = a
-        assert c is not None
+                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            h, new = outputs[t], rows(cells[min(t, kept - 1)])
+            kernels.lstm_forward(rows(gates[t]), from_h, c, peepholes, new, rows(h))
+            c = new
         if keep:
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs
             )
             ctx.set_materialize_grads(False)
-        return outputs, cells, outputs[-1].clone(), c.clone()
+            ctx.kernels = kernels  # the backward pass may run in another thread
+        return outputs, cells, outputs[-1].clone(), cells[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -118,82 +116,55 @@ class _LSTM(torch.autograd.Function):
         x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs = ctx.saved_tensors
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
-        d_peephole = None if peephole is None else torch.zeros_like(peephole)
-        # Memory that every step reuses: fresh pages for each product would cost more than it.
-        scratch = [torch.empty_like(cells[0]) for _ in range(3)]
-        d_c = torch.empty_like(cells[0]).copy_(x.new_zeros(()) if d_c is None else d_c)
+        peepholes = peephole_rows(peephole, x.shape[1])
+        first = None if c0 is None else rows(c0.to(cells.dtype))
+        through = None if d_h is None else rows(d_h)
+        d_c = torch.zeros_like(cells[0]) if d_c is None else channels_last(d_c).clone()
 
         for t in reversed(range(len(outputs))):
-            if d_outputs is not None:
-                d_h = d_outputs[t] if d_h is None else d_h + d_outputs[t]
-            d_h = torch.zeros_like(cells[t]) if d_h is None else d_h.to(cells.dtype)
             if d_cells is not None:
                 d_c += d_cells[t]
-            a = gates[t].to(cells.dtype)
-            c = cells[t - 1] if t > 0 else c0
-            _gate_gradients(a, c, cells[t], d_h, d_c, peephole, d_peephole, scratch)
-            if a.dtype != gates.dtype:
-                gates[t] = a
+            c = rows(cells[t - 1]) if t > 0 else first
+            d_output = step_rows(d_outputs, t)
+            step = rows(gates[t])
+            ctx.kernels.lstm_backward(
+                step, c, rows(cells[t]), peepholes, d_output, through, rows(d_c)
+            )
             d_h = None
             if t > 0 or h0 is not None:
                 d_h = apply_mask(same_conv2d_grad_x(gates[t], outputs[t], weight_hh), mask)
+                through = rows(d_h)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
         d_weight_hh = hidden_weight_gradient(gates, outputs, h0, mask, weight_hh)
+        d_peephole = None
+        if peephole is not None:
+            d_peephole = _peephole_gradient(gates, cells, c0, peephole)
         d_c = None if c0 is None else d_c.to(c0.dtype)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, None, None, None
 
 
-def _activate(gates: Tensor, c: Tensor | None, new: Tensor, peephole: Tensor | None) -> None:
-    """Overwrites gate inputs by gates, and `new` by the new cell state; c is None for zero."""
-    i, f, g, o = gates.chunk(4, dim=1)
-    if peephole is not None and c is not None:
-        i.addcmul_(peephole[0], c)
-        f.addcmul_(peephole[1], c)
-    gates[:, : 2 * i.shape[1]].sigmoid_()
-    g.tanh_()
-    if c is None:
-        torch.mul(i, g, out=new)
-    else:
-        torch.mul(f, c, out=new).addcmul_(i, g)  # in this order c may be the memory of new
-    if peephole is not None:
-        o.addcmul_(peephole[2], new)
-    o.sigmoid_()
+def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:
+    """Peepholes (3, H, 1, 1) or (3, H, h, w) as rows (3, 1, H) or (3, B·h·w, H), exact."""
+    if peephole is None:
+        return None
+    maps = peephole.permute(0, 2, 3, 1).to(exact(peephole)).contiguous()  # (3, h, w, H)
+    if maps.shape[1:3] != (1, 1):
+        maps = maps.unsqueeze(1).expand(-1, batch, -1, -1, -1)
+    return maps.reshape(3, -1, maps.shape[-1])
 
 
-def _gate_gradients(
-    gates: Tensor,
-    c: Tensor | None,
-    new: Tensor,
-    d_h: Tensor,
-    d_c: Tensor,
-    peephole: Tensor | None,
-    d_peephole: Tensor | None,
-    scratch: list[Tensor],
-) -> None:
-    """Overwrites gates by the gradients of their inputs, and d_c, that of `new`, by that of c."""
-    i, f, g, o = gates.chunk(4, dim=1)
-    one, two, d_new = scratch
-    torch.tanh(new, out=one)
-    torch.mul(d_h, o, out=d_new)
-    aten.tanh_backward.grad_input(d_new, one, grad_input=d_new).add_(d_c)
-    one.mul_(d_h)
-    aten.sigmoid_backward.grad_input(one, o, grad_input=o)
-    if peephole is not None:
-        d_new.addcmul_(o, peephole[2])
-    torch.mul(d_new, f, out=d_c)
-    torch.mul(d_new, g, out=one)
-    torch.mul(d_new, i, out=two)
-    aten.sigmoid_backward.grad_input(one, i, grad_input=i)
-    aten.tanh_backward.grad_input(two, g, grad_input=g)
-    if c is None:
-        f.zero_()
-    else:
-        torch.mul(d_new, c, out=one)
-        aten.sigmoid_backward.grad_input(one, f, grad_input=f)
-    if peephole is not None and d_peephole is not None:
+def _peephole_gradient(
+    d_gates: Tensor, cells: Tensor, c0: Tensor | None, peephole: Tensor
+) -> Tensor:
+    """Gradient of the peepholes: those of the gates i and f against the c before, of o the new."""
+    gradient = torch.zeros_like(peephole, dtype=cells.dtype)
+    shape = peephole.shape[1:]
+    for t in range(len(cells)):  # one step at a time: the product of all would be large
+        i, f, _, o = d_gates[t].chunk(4, dim=1)
+        gradient[2] += (o * cells[t]).sum_to_size(shape)
+        c = cells[t - 1] if t > 0 else c0
         if c is not None:
-            d_c.addcmul_(i, peephole[0]).addcmul_(f, peephole[1])
-            d_peephole[0] += (i * c).sum_to_size(peephole.shape[1:])
-            d_peephole[1] += (f * c).sum_to_size(peephole.shape[1:])
-        d_peephole[2] += (o * new).sum_to_size(peephole.shape[1:])
+            gradient[0] += (i * c).sum_to_size(shape)
+            gradient[1] += (f * c).sum_to_size(shape)
+    return gradient.to(peephole.dtype)

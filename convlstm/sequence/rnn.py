@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
+from convlstm.kernels import choose
 from convlstm.sequence.common import (
     apply_mask,
     autocast_to,
@@ -14,9 +15,9 @@ from convlstm.sequence.common import (
     hidden_weight_gradient,
     input_gates,
     input_gradients,
+    rows,
+    step_rows,
 )
-
-aten = torch.ops.aten
 
 
 def rnn_sequence(
@@ -62,15 +63,18 @@ class _RNN(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weight_hh = channels_last(weight_hh)
         outputs = input_gates(x, weight_ih, bias, weight_hh.shape[1])
+        kernels = choose(outputs)
         h = h0
         for t in range(len(x)):
+            from_h = None
             if h is not None:
-                outputs[t] += same_conv2d(apply_mask(h, mask), weight_hh)
-            h = outputs[t].tanh_()
-        assert h is not None
+                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            h = outputs[t]
+            kernels.rnn_forward(rows(h), from_h)
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs)
         ctx.set_materialize_grads(False)
-        return outputs, h.clone()
+        ctx.kernels = kernels  # the backward pass may run in another thread
+        return outputs, outputs[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -79,15 +83,14 @@ class _RNN(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, h0, mask, outputs = ctx.saved_tensors
         d_gates = torch.empty_like(outputs)
+        through = None if d_h is None else rows(d_h)
         for t in reversed(range(len(outputs))):
-            if d_outputs is not None:
-                d_h = d_outputs[t] if d_h is None else d_h + d_outputs[t]
-            if d_h is None:
-                d_h = torch.zeros_like(outputs[t])
-            d_gates[t] = aten.tanh_backward(d_h, outputs[t])
+            d_output = step_rows(d_outputs, t)
+            ctx.kernels.rnn_backward(rows(outputs[t]), d_output, through, rows(d_gates[t]))
             d_h = None
             if t > 0 or h0 is not None:
                 d_h = apply_mask(same_conv2d_grad_x(d_gates[t], outputs[t], weight_hh), mask)
+                through = rows(d_h)
         d_x, d_weight_ih, d_bias = input_gradients(ctx, d_gates, x, weight_ih)
         d_weight_hh = hidden_weight_gradient(d_gates, outputs, h0, mask, weight_hh)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, None

@@ -1,0 +1,13 @@
+"""The gate arithmetic of one step, without the convolutions; `convlstm.cells` says what it computes.
+
+Maps come as rows: a matrix (N, channels) of N = B·h·w pixels, which is what maps with channels last
+are in memory. Products are exact (float32, or float64 for float64 gates) whatever the dtype of the
+gates; cell states are exact.
+
+There are two backends. `plain` is PyTorch alone, for every device and dtype, and the reference.
+`triton` makes one kernel of each step, for CUDA. `convlstm.kernels.backend` chooses.
+"""
+
+from convlstm.kernels.backend import choose, use_backend
+
+__all__ = ["choose", "use_backend"]
