@@ -20,6 +20,7 @@ FLOORS = [
     {"stages"},
     {"layers"},
     {"sequence"},
+    {"kernels"},
     {"cells"},
     {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels", "attention"},
     {"convolution", "files", "pretrained"},

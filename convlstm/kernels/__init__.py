@@ -1,4 +1,4 @@
-"""The gate arithmetic of one step, without the convolutions; `convlstm.cells` says what it computes.
+"""The gate arithmetic of one step, without the convolutions; `convlstm.cells` specifies it.
 
 Maps come as rows: a matrix (N, channels) of N = B·h·w pixels, which is what maps with channels last
 are in memory. Products are exact (float32, or float64 for float64 gates) whatever the dtype of the

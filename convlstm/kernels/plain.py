@@ -34,9 +34,10 @@ def lstm_forward(
     for rows, planes in _tiles(new, 5):
         i, f, g, o, out = planes
         gates_here, new_here = _planes(gates[rows], 4), new[rows]
-        planes[:4].copy_(gates_here)
-        if from_h is not None:
-            planes[:4].add_(_planes(from_h[rows], 4))
+        if from_h is None:
+            planes[:4].copy_(gates_here)
+        else:
+            _add(gates_here, _planes(from_h[rows], 4), out=planes[:4])
         peepholes = _peepholes(peephole, rows)
         if c is not None and peepholes is not None:
             i.addcmul_(peepholes[0], c[rows])
@@ -257,8 +258,17 @@ def _sum(a: Tensor | None, b: Tensor | None, rows: slice, out: Tensor) -> None:
     if a is None and b is None:
         out.zero_()
         return
-    first, second = (b, a) if a is None else (a, b)
-    assert first is not None
-    out.copy_(first[rows])
-    if second is not None:
-        out.add_(second[rows])
+    if a is not None and b is not None:
+        _add(a[rows], b[rows], out=out)
+    else:
+        one = b if a is None else a
+        assert one is not None
+        out.copy_(one[rows])
+
+
+def _add(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Writes a + b into `out`, without rounding the sum to the dtype of a and b."""
+    if a.dtype == out.dtype:
+        torch.add(a, b, out=out)
+    else:
+        out.copy_(a).add_(b)

@@ -129,5 +129,5 @@ class _GRU(torch.autograd.Function):
         d_bias_hh = None
         if bias_hh is not None:
             d_bias_hh = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
-        d_h = None if h0 is None else d_h.add_(maps).to(h0.dtype)
-        return d_x, d_weight_ih, d_weight_hh, d_bias, d_bias_hh, d_h, None, None
+        d_h0 = None if h0 is None else d_h.add_(maps).to(h0.dtype)
+        return d_x, d_weight_ih, d_weight_hh, d_bias, d_bias_hh, d_h0, None, None

@@ -1,0 +1,240 @@
+"""The gates as Triton kernels, one each way a step; the same functions as in `plain`, for CUDA.
+
+A program takes BLOCK values of one gate, in the order in which they lie in memory, from reading
+what goes into the gates to writing the new states. Sums and products are float32. tanh is
+2σ(2x) - 1, right to 1e-7 as absolute error.
+
+Triton's interpreter runs them on CPU tensors, with `TRITON_INTERPRET=1` set before the import.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+def lstm_forward(
+    gates: Tensor,
+    from_h: Tensor | None,
+    c: Tensor | None,
+    peephole: Tensor | None,
+    new: Tensor,
+    h: Tensor,
+) -> None:
+    """One step of the ConvLSTM; see `plain.lstm_forward`."""
+    whole = peephole is not None and peephole.shape[1] > 1
+    _run(_lstm_forward, new, gates, _read(from_h), _read(c), _read(peephole), new, h, WHOLE=whole)
+
+
+def lstm_backward(
+    gates: Tensor,
+    c: Tensor | None,
+    new: Tensor,
+    peephole: Tensor | None,
+    d_output: Tensor | None,
+    d_through: Tensor | None,
+    d_c: Tensor,
+) -> None:
+    """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`."""
+    whole = peephole is not None and peephole.shape[1] > 1
+    states = _read(c), new, _read(peephole)
+    _run(_lstm_backward, new, gates, *states, _read(d_output), _read(d_through), d_c, WHOLE=whole)
+
+
+def gru_forward(
+    gates: Tensor,
+    from_h: Tensor | None,
+    bias: Tensor | None,
+    h: Tensor | None,
+    candidate: Tensor,
+    new: Tensor,
+) -> None:
+    """One step of the ConvGRU; see `plain.gru_forward`."""
+    _run(_gru_forward, new, gates, _read(from_h), _read(bias), _read(h), candidate, new)
+
+
+def gru_backward(
+    gates: Tensor,
+    candidate: Tensor,
+    h: Tensor | None,
+    d_output: Tensor | None,
+    d_through: Tensor | None,
+    d_h: Tensor,
+    d_hidden: Tensor,
+) -> None:
+    """The gradients of one step of the ConvGRU; see `plain.gru_backward`."""
+    gradients = _read(d_output), _read(d_through), d_h, d_hidden
+    _run(_gru_backward, d_h, gates, candidate, _read(h), *gradients)
+
+
+def rnn_forward(gates: Tensor, from_h: Tensor | None) -> None:
+    """One step of the ConvRNN; see `plain.rnn_forward`."""
+    _run(_rnn_forward, gates, gates, _read(from_h))
+
+
+def rnn_backward(
+    h: Tensor, d_output: Tensor | None, d_through: Tensor | None, d_gates: Tensor
+) -> None:
+    """The gradients of one step of the ConvRNN; see `plain.rnn_backward`."""
+    _run(_rnn_backward, h, h, _read(d_output), _read(d_through), d_gates)
+
+
+def _read(rows: Tensor | None) -> Tensor | None:
+    """What is only read may come with any strides."""
+    return None if rows is None else rows.contiguous()
+
+
+def _run(kernel: Any, like: Tensor, *arguments: Tensor | None, **constants: bool) -> None:
+    """Starts a kernel over all values of `like` (N, H)."""
+    if not all(a is None or a.is_contiguous() for a in arguments):
+        raise RuntimeError("rows that are written must be contiguous")
+    count, hidden = like.shape
+    grid = (triton.cdiv(count * hidden, BLOCK),)
+    with torch.cuda.device_of(like):
+        kernel[grid](*arguments, count * hidden, hidden, BLOCK=BLOCK, **constants)
+
+
+@triton.jit
+def _tanh(x):
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def _values(size, BLOCK: tl.constexpr):
+    """Where the values of this program lie in (N, H), and which of them there are."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return at, at < size
+
+
+@triton.jit
+def _load(pointer, at, there):
+    """float32 values; zeros for None."""
+    if pointer is None:
+        return tl.zeros(at.shape, tl.float32)
+    else:
+        return tl.load(pointer + at, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _lstm_forward(
+    gates, from_h, c, peephole, new, h, size, hidden, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+):
+    at, there = _values(size, BLOCK)
+    first = at // hidden * 4 * hidden + at % hidden  # where gate i lies
+    i = _load(gates, first, there) + _load(from_h, first, there)
+    f = _load(gates, first + hidden, there) + _load(from_h, first + hidden, there)
+    g = _load(gates, first + 2 * hidden, there) + _load(from_h, first + 2 * hidden, there)
+    o = _load(gates, first + 3 * hidden, there) + _load(from_h, first + 3 * hidden, there)
+    before = _load(c, at, there)
+    weight, stride = at, size
+    if not WHOLE:
+        weight, stride = at % hidden, hidden
+    i = tl.sigmoid(i + _load(peephole, weight, there) * before)
+    f = tl.sigmoid(f + _load(peephole, weight + stride, there) * before)
+    g = _tanh(g)
+    cell = f * before + i * g
+    o = tl.sigmoid(o + _load(peephole, weight + 2 * stride, there) * cell)
+    tl.store(gates + first, i, mask=there)
+    tl.store(gates + first + hidden, f, mask=there)
+    tl.store(gates + first + 2 * hidden, g, mask=there)
+    tl.store(gates + first + 3 * hidden, o, mask=there)
+    tl.store(new + at, cell, mask=there)
+    tl.store(h + at, o * _tanh(cell), mask=there)
+
+
+@triton.jit
+def _lstm_backward(
+    gates,
+    c,
+    new,
+    peephole,
+    d_output,
+    d_through,
+    d_c,
+    size,
+    hidden,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    at, there = _values(size, BLOCK)
+    first = at // hidden * 4 * hidden + at % hidden  # where gate i lies
+    i = _load(gates, first, there)
+    f = _load(gates, first + hidden, there)
+    g = _load(gates, first + 2 * hidden, there)
+    o = _load(gates, first + 3 * hidden, there)
+    weight, stride = at, size
+    if not WHOLE:
+        weight, stride = at % hidden, hidden
+    before = _load(c, at, there)
+    out = _tanh(_load(new, at, there))
+    d_h = _load(d_output, at, there) + _load(d_through, at, there)
+    d_o = d_h * out * o * (1 - o)
+    d_new = d_h * o * (1 - out * out) + _load(d_c, at, there)
+    d_new += d_o * _load(peephole, weight + 2 * stride, there)
+    d_i = d_new * g * i * (1 - i)
+    d_f = d_new * before * f * (1 - f)
+    d_g = d_new * i * (1 - g * g)
+    past = d_new * f
+    if c is not None:
+        past += d_i * _load(peephole, weight, there) + d_f * _load(peephole, weight + stride, there)
+    tl.store(gates + first, d_i, mask=there)
+    tl.store(gates + first + hidden, d_f, mask=there)
+    tl.store(gates + first + 2 * hidden, d_g, mask=there)
+    tl.store(gates + first + 3 * hidden, d_o, mask=there)
+    tl.store(d_c + at, past, mask=there)
+
+
+@triton.jit
+def _gru_forward(gates, from_h, bias, h, candidate, new, size, hidden, BLOCK: tl.constexpr):
+    at, there = _values(size, BLOCK)
+    first = at // hidden * 3 * hidden + at % hidden  # where gate r lies
+    r = tl.sigmoid(_load(gates, first, there) + _load(from_h, first, there))
+    z = tl.sigmoid(_load(gates, first + hidden, there) + _load(from_h, first + hidden, there))
+    q = _load(from_h, first + 2 * hidden, there) + _load(bias, at % hidden, there)
+    n = _tanh(_load(gates, first + 2 * hidden, there) + r * q)
+    out = n + z * (_load(h, at, there) - n)
+    tl.store(gates + first, r, mask=there)
+    tl.store(gates + first + hidden, z, mask=there)
+    tl.store(gates + first + 2 * hidden, n, mask=there)
+    tl.store(candidate + at, q, mask=there)
+    tl.store(new + at, out, mask=there)
+
+
+@triton.jit
+def _gru_backward(
+    gates, candidate, h, d_output, d_through, d_h, d_hidden, size, hidden, BLOCK: tl.constexpr
+):
+    at, there = _values(size, BLOCK)
+    first = at // hidden * 3 * hidden + at % hidden  # where gate r lies
+    r = _load(gates, first, there)
+    z = _load(gates, first + hidden, there)
+    n = _load(gates, first + 2 * hidden, there)
+    d_new = _load(d_output, at, there) + _load(d_through, at, there) + _load(d_h, at, there)
+    d_z = d_new * (_load(h, at, there) - n) * z * (1 - z)
+    d_n = d_new * (1 - z) * (1 - n * n)
+    d_r = d_n * _load(candidate, at, there) * r * (1 - r)
+    tl.store(gates + first, d_r, mask=there)
+    tl.store(gates + first + hidden, d_z, mask=there)
+    tl.store(gates + first + 2 * hidden, d_n, mask=there)
+    tl.store(d_hidden + first, d_r, mask=there)
+    tl.store(d_hidden + first + hidden, d_z, mask=there)
+    tl.store(d_hidden + first + 2 * hidden, d_n * r, mask=there)
+    tl.store(d_h + at, d_new * z, mask=there)
+
+
+@triton.jit
+def _rnn_forward(gates, from_h, size, hidden, BLOCK: tl.constexpr):
+    at, there = _values(size, BLOCK)
+    tl.store(gates + at, _tanh(_load(gates, at, there) + _load(from_h, at, there)), mask=there)
+
+
+@triton.jit
+def _rnn_backward(h, d_output, d_through, d_gates, size, hidden, BLOCK: tl.constexpr):
+    at, there = _values(size, BLOCK)
+    out = _load(h, at, there)
+    d_h = _load(d_output, at, there) + _load(d_through, at, there)
+    tl.store(d_gates + at, d_h * (1 - out * out), mask=there)

@@ -1,0 +1,137 @@
+"""The Triton kernels against plain PyTorch: on CUDA where there is some, else interpreted."""
+
+import importlib.util
+from unittest import mock
+
+import pytest
+import torch
+
+from convlstm import ConvGRU, ConvLSTM, ConvRNN
+from convlstm.kernels import backend, choose, plain, use_backend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAYERS = {"lstm": ConvLSTM, "gru": ConvGRU, "rnn": ConvRNN}
+# Triton has no wheels for macOS and Windows.
+TRITON = [pytest.param(True, id="triton")] if importlib.util.find_spec("triton") else []
+
+
+@pytest.fixture(autouse=True)
+def _interpreter(monkeypatch):
+    """Decides before the kernels are imported, which is when Triton looks."""
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+
+
+def run(layer, x, state, dtype):
+    """Outputs, last states and all gradients."""
+    with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != torch.float32):
+        output, last = layer(x, state)
+    parts = last if isinstance(last, tuple) else (last,)
+    weight = torch.linspace(-1, 1, output.numel(), device=DEVICE).view(output.shape)
+    loss = (output.float() * weight).sum() + sum(part.float().sin().sum() for part in parts)
+    states = state if isinstance(state, tuple) else (state,)
+    wanted = [x, *layer.parameters(), *(part for part in states if part is not None)]
+    return [output, *parts, *torch.autograd.grad(loss, wanted)]
+
+
+def compare(kind, options, with_state, dtype, tolerance):
+    layer = LAYERS[kind](2, 3, **options).to(DEVICE)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 3, 2, 3, 5, device=DEVICE, requires_grad=True)
+    state = None
+    if with_state:
+        parts = [torch.randn(1, 2, 3, 3, 5, device=DEVICE, requires_grad=True) for _ in "hc"]
+        state = tuple(parts) if kind == "lstm" else parts[0]
+    with use_backend("plain"):
+        expected = run(layer, x, state, dtype)
+    from convlstm.kernels import fused
+
+    names = [f"{kind}_forward", f"{kind}_backward"]
+    with (
+        use_backend("triton"),
+        mock.patch.object(fused, names[0], wraps=getattr(fused, names[0])) as forward,
+        mock.patch.object(fused, names[1], wraps=getattr(fused, names[1])) as backward,
+        mock.patch.object(plain, names[0], side_effect=AssertionError),
+        mock.patch.object(plain, names[1], side_effect=AssertionError),
+    ):
+        values = run(layer, x, state, dtype)
+    assert forward.call_count == backward.call_count == 3  # steps
+    for a, b in zip(values, expected, strict=True):
+        bound = tolerance * max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a, b, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("peephole", ["none", "channel", "full"])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_lstm_kernels_equal_plain_pytorch(triton, peephole, with_state):
+    options = {"peephole": peephole, "frame_size": (3, 5)}
+    compare("lstm", options, with_state, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("kind", ["gru", "rnn"])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gru_and_rnn_kernels_equal_plain_pytorch(triton, kind, with_state, bias):
+    compare(kind, {"bias": bias}, with_state, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_kernels_take_bfloat16(triton, kind):
+    # Both round to 8 bits sums whose last bits differ; three steps and their sums lose three more.
+    compare(kind, {}, True, torch.bfloat16, 2**-5)
+
+
+@pytest.mark.parametrize("triton", TRITON)
+def test_kernels_reach_beyond_one_block(triton):
+    from convlstm.kernels import fused
+
+    count = 2 * fused.BLOCK + 3
+    h, gates = torch.randn(count, 1, device=DEVICE), torch.empty(count, 1, device=DEVICE)
+    fused.rnn_backward(h, h, None, gates)
+    torch.testing.assert_close(gates, h * (1 - h * h))
+
+
+def test_a_cpu_computes_in_plain_pytorch(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose(torch.zeros(1, 4)) is plain
+
+
+def test_without_triton_everything_is_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose(torch.zeros(1, 4)) is plain
+    with use_backend("triton"), pytest.raises(RuntimeError, match="not installed"):
+        choose(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("triton", TRITON)
+def test_a_backend_that_cannot_run_is_refused(triton, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError, match="CUDA, not on cpu"):
+            choose(torch.zeros(1, 4))
+        with pytest.raises(RuntimeError, match="float64"):
+            choose(torch.zeros(1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["cuda", "Triton"])
+def test_an_unknown_backend_is_refused(name, monkeypatch):
+    with pytest.raises(ValueError, match=f"'plain' or 'triton', got '{name}'"), use_backend(name):
+        pass
+    monkeypatch.setenv(backend.VARIABLE, name)
+    with pytest.raises(ValueError, match=f"got '{name}'"):
+        choose(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("triton", TRITON)
+def test_the_environment_chooses_and_the_context_overrules_it(triton, monkeypatch):
+    monkeypatch.setenv(backend.VARIABLE, "triton")
+    gates = torch.zeros(1, 4, device=DEVICE)
+    assert choose(gates).__name__ == "convlstm.kernels.fused"
+    with use_backend("plain"):
+        assert choose(gates) is plain
+    assert choose(gates).__name__ == "convlstm.kernels.fused"
