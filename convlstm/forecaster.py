@@ -93,6 +93,9 @@ class EncoderForecaster(nn.Module):
         bidirectional: Whether the encoder reads the context in both directions.
         attention: Side of the neighbourhood, in map points, in which each point of the forecaster's
             maps looks back at all context frames: odd; 1 for its own place, 0 for no attention.
+        checkpoint_every: Steps of a segment that the backward pass computes again, for less memory;
+            0 to keep everything; see `ConvLSTM`. Segments of the autoregressive forecaster are
+            single steps.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.
@@ -115,6 +118,7 @@ class EncoderForecaster(nn.Module):
         readout: Readout = "all",
         bidirectional: bool = False,
         attention: int = 0,
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         stages = len(hidden_sizes)
@@ -165,6 +169,7 @@ class EncoderForecaster(nn.Module):
                 hidden_kernel_size=hidden_kernels[stage],
                 bidirectional=bidirectional,
                 peephole=peephole,
+                checkpoint_every=checkpoint_every,
                 map_size=map_size(frame_size, self.multiple, strides[stage]),
             )
 

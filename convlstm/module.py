@@ -59,6 +59,8 @@ class VideoPredictor(Inference, pl.LightningModule):
             forecaster reads the true frame falls from 1 to 0; 0 for never.
         context_loss: Weight of the loss of the context's own frames, each forecast by the encoder
             from those before it, beside that of the frames that follow; 0 to leave it out.
+        checkpoint_every: Steps of a segment that the backward pass computes again, for less memory;
+            0 to keep everything.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.
@@ -88,6 +90,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         warmup: float = 0.3,
         scheduled_sampling_steps: int = 0,
         context_loss: float = 0.0,
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -134,6 +137,7 @@ class VideoPredictor(Inference, pl.LightningModule):
             readout=readout,
             bidirectional=bidirectional,
             attention=attention,
+            checkpoint_every=checkpoint_every,
         )
         self.loss = LOSSES[loss]
         self.val_metrics = ForecastMetrics()

@@ -31,6 +31,7 @@ def recurrence(
     *,
     hidden_kernel_size: int,
     bidirectional: bool = False,
+    checkpoint_every: int = 0,
     peephole: Peephole = "none",
     map_size: tuple[int, int] | None = None,
 ) -> Recurrence:
@@ -39,6 +40,7 @@ def recurrence(
         "hidden_kernel_size": hidden_kernel_size,
         "batch_first": False,
         "bidirectional": bidirectional,
+        "checkpoint_every": checkpoint_every,
     }
     if cell == "lstm":
         options |= {"peephole": peephole, "frame_size": map_size}

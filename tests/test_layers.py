@@ -401,3 +401,78 @@ def test_a_state_made_under_autocast_goes_on_without_it():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, state = layer(x)
     assert layer(x, state)[0].dtype == torch.float32
+
+
+def outcome(layer, x, state=None, lengths=None):
+    """Output, last states and all gradients, with the same dropout every time."""
+    torch.manual_seed(1)
+    output, last = layer(x, state, lengths)
+    loss = output.sin().sum() + sum(part.square().sum() for part in as_tuple(last))
+    states = [part for part in as_tuple(state) if part is not None]
+    gradients = torch.autograd.grad(loss, [x, *layer.parameters(), *states])
+    return [output, *as_tuple(last), *gradients]
+
+
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("every", [1, 2, 5, 9])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("lengths", [None, [5, 3]])
+def test_segments_computed_again_give_the_same_results(kind, every, with_state, lengths):
+    options = {"bidirectional": True, "recurrent_dropout": 0.5, "dropout": 0.3}
+    layer = kind(2, 3, num_layers=2, **options).double()
+    x = sequence().requires_grad_()
+    state = None
+    if with_state:
+        shape = (4, 2, 3, 3, 5)
+        parts = [torch.randn(shape, dtype=x.dtype, requires_grad=True) for _ in "hc"]
+        state = tuple(parts) if kind is ConvLSTM else parts[0]
+    expected = outcome(layer, x, state, lengths)
+    layer.checkpoint_every = every
+    for a, b in zip(outcome(layer, x, state, lengths), expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_segments_computed_again_are_the_same_under_autocast(kind):
+    layer = kind(2, 3).float()
+    x = sequence().float().requires_grad_()
+    results = []
+    for layer.checkpoint_every in (0, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(outcome(layer, x))
+    for a, b in zip(*results, strict=True):
+        # bfloat16 keeps 8 bits; the kernels' gradients are added up in another order
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * max(1, b.abs().max().item()))
+
+
+def kept(layer, x):
+    """Values that the graph of a forward pass keeps."""
+    sizes = []
+
+    def count(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        layer(x)
+    return sum(sizes)
+
+
+def test_of_a_segment_no_gates_and_cells_are_kept():
+    layer = ConvLSTM(2, 8, checkpoint_every=3).double()
+    x = sequence(t=9)
+    less = kept(layer, x)
+    layer.checkpoint_every = 0
+    gates_cells_and_outputs = (4 + 1 + 1) * 8 * x[:, :, 0].numel()
+    assert kept(layer, x) >= gates_cells_and_outputs
+    assert less < 8 * x[:, :, 0].numel()  # not even the outputs, which the caller has
+
+
+def test_without_gradients_nothing_is_cut_into_segments(monkeypatch):
+    layer = ConvLSTM(2, 3, checkpoint_every=2).double()
+    x = sequence()
+    expected = layer(x)[0]
+    monkeypatch.setattr("convlstm.layers.base.checkpoint", None)
+    with torch.no_grad():
+        output, _ = layer(x)
+    torch.testing.assert_close(output, expected, **EXACT)

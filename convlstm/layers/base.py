@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 Lengths = Tensor | Sequence[int]
@@ -34,10 +35,13 @@ class ConvRecurrence(nn.Module, ABC):
         dropout: float,
         recurrent_dropout: float,
         bidirectional: bool,
+        checkpoint_every: int,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers must be >= 1, got {num_layers}")
+        if checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every must be >= 0, got {checkpoint_every}")
         for name, value in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
@@ -48,6 +52,7 @@ class ConvRecurrence(nn.Module, ABC):
         self.dropout = dropout
         self.recurrent_dropout = recurrent_dropout
         self.bidirectional = bidirectional
+        self.checkpoint_every = checkpoint_every
         self.num_directions = 2 if bidirectional else 1
 
     @abstractmethod
@@ -128,7 +133,7 @@ class ConvRecurrence(nn.Module, ABC):
             mask = F.dropout(ones, self.recurrent_dropout)
         if direction == 1:
             x = _reverse(x, lengths)
-        series, last = self._sequence(x, parameters, state, mask, lengths is not None)
+        series, last = self._segments(x, parameters, state, mask, lengths is not None)
         output = series[0]
         if lengths is not None:
             # What comes behind a sequence's end does not reach back: cut it off.
@@ -137,6 +142,33 @@ class ConvRecurrence(nn.Module, ABC):
             steps = torch.arange(len(x), device=x.device)[:, None]
             output = output * (steps < lengths)[:, :, None, None, None]
         return (_reverse(output, lengths) if direction == 1 else output), last
+
+    def _segments(
+        self,
+        x: Tensor,
+        parameters: dict[str, Tensor | None],
+        state: States | None,
+        mask: Tensor | None,
+        every_state: bool,
+    ) -> tuple[States, States]:
+        """`_sequence`, cut into segments that the backward pass computes again one by one."""
+        if self.checkpoint_every == 0 or not torch.is_grad_enabled():
+            return self._sequence(x, parameters, state, mask, every_state)
+        segments = []
+        for part in x.split(self.checkpoint_every):
+            series, state = checkpoint(
+                self._sequence,
+                part,
+                parameters,
+                state,
+                mask,
+                every_state,
+                use_reentrant=False,
+                preserve_rng_state=False,  # the mask is drawn outside
+            )
+            segments.append(series if every_state else series[:1])
+        assert state is not None
+        return tuple(torch.cat(parts) for parts in zip(*segments, strict=True)), state
 
     def _check(self, x: Tensor, state: States | None) -> None:
         """Compares shapes with what the layer was built for; x is (T, B, C, h, w) by now."""

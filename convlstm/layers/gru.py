@@ -31,6 +31,9 @@ class ConvGRU(HiddenStateLayer):
         recurrent_dropout: Probability that a channel of the hidden state is hidden from the hidden
             convolution, one mask (B, H, 1, 1) for a whole sequence, in training, in [0, 1).
         bidirectional: Whether a second recurrence reads each sequence backwards.
+        checkpoint_every: Steps of a segment of which only the first state and the outputs are kept
+            for the backward pass, which computes the rest again: less memory for a third more
+            work; 0 to keep everything.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.

@@ -24,6 +24,7 @@ class HiddenStateLayer(ConvRecurrence):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         bidirectional: bool = False,
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__(
             input_size,
@@ -33,6 +34,7 @@ class HiddenStateLayer(ConvRecurrence):
             dropout=dropout,
             recurrent_dropout=recurrent_dropout,
             bidirectional=bidirectional,
+            checkpoint_every=checkpoint_every,
         )
         for layer in range(num_layers):
             for direction in range(self.num_directions):

@@ -38,6 +38,9 @@ class ConvLSTM(ConvRecurrence):
             parameter counts of the paper imply) or "full" (one a channel and pixel: ties the
             layer to one frame size).
         frame_size: (h, w) of the frames; needed by peephole "full" only.
+        checkpoint_every: Steps of a segment of which only the first state and the outputs are kept
+            for the backward pass, which computes the rest again: less memory for a third more
+            work; 0 to keep everything.
 
     Raises:
         ValueError: An argument is out of range; the message names value and expectation.
@@ -62,6 +65,7 @@ class ConvLSTM(ConvRecurrence):
         bidirectional: bool = False,
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | None = None,
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__(
             input_size,
@@ -71,6 +75,7 @@ class ConvLSTM(ConvRecurrence):
             dropout=dropout,
             recurrent_dropout=recurrent_dropout,
             bidirectional=bidirectional,
+            checkpoint_every=checkpoint_every,
         )
         self.frame_size = tuple(frame_size) if frame_size and peephole == "full" else None
         for layer in range(num_layers):
