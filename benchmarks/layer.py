@@ -1,20 +1,26 @@
-"""Measures a training step of `ConvLSTM` against a textbook cell and the bare convolutions.
+"""Measures `ConvLSTM` against a textbook cell, Keras' `ConvLSTM2D` and the bare convolutions.
 
     python benchmarks/layer.py --threads 2
 
-In one run, interleaved, medians. Columns: this project; a textbook cell (concatenate, convolve,
-split; autograd, channels first); the floor: the same convolutions alone, the input's in one call
-over all steps, channels last. Peak memory is the growth of a process's largest resident size
-(`VmHWM`, Linux) over a training step, each in a process of its own. Run it on an idle machine:
-threads that wait for each other lose most.
+In one run, interleaved, medians; forward without gradients, and a training step (forward, and
+backward from a given gradient). Columns: this project; this project with `checkpoint_every` 5; a
+textbook cell (concatenate, convolve, split; autograd, channels first); Keras on PyTorch, where it
+is installed; the floor: the same convolutions alone, the input's in one call over all steps,
+channels last, in the same precision. On a CPU peak memory is the growth of the largest resident size
+(`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is the allocator's peak.
+Run it on an idle machine: threads that wait for each other lose most.
 """
 
 import argparse
+import importlib.util
 import multiprocessing
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,12 +29,43 @@ from torch import Tensor, nn
 
 from convlstm import ConvLSTM
 
-# name: layers, input channels, hidden channels, kernel, height and width, steps, batch
+OURS, SEGMENTS, TEXTBOOK, KERAS, FLOOR = COLUMNS = (
+    "this project",
+    "checkpoint_every",
+    "textbook",
+    "Keras",
+    "floor",
+)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EVERY = 5  # steps of a segment of checkpoint_every
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of a measurement."""
+
+    layers: int
+    channels: int
+    hidden: int
+    kernel: int
+    size: int
+    batch: int
+    steps: int = 20
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} x {self.hidden} channels, {self.kernel} x {self.kernel}, input "
+            f"{self.channels} x {self.size} x {self.size}, {self.steps} steps, batch {self.batch}"
+        )
+
+
 CASES = {
-    "b": (3, 16, 64, 3, 16, 20, 8),
-    "c": (2, 1, 64, 3, 64, 20, 4),
+    "a16": Case(4, 16, 128, 5, 16, 16),
+    "a64": Case(4, 16, 128, 5, 16, 64),
+    "b": Case(3, 16, 64, 3, 16, 8),
+    "c": Case(2, 1, 64, 3, 64, 4),
 }
-COLUMNS = ("this project", "textbook", "floor")
+TINY = Case(2, 1, 4, 3, 4, 2, 3)
 
 
 class Textbook(nn.Module):
@@ -56,113 +93,224 @@ class Textbook(nn.Module):
         return x
 
 
-def floor_step(case: str) -> Callable[[], None]:
-    """All convolutions of a training step, and nothing else."""
-    layers, channels, hidden, kernel, size, steps, batch = CASES[case]
+class Keras(nn.Module):
+    """`keras.layers.ConvLSTM2D` on PyTorch."""
 
-    def maps(n: int, c: int) -> Tensor:
-        return torch.randn(n, c, size, size).to(memory_format=torch.channels_last)
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        os.environ["KERAS_BACKEND"] = "torch"
+        import keras
 
-    def weight(c: int) -> Tensor:
-        w = torch.randn(4 * hidden, c, kernel, kernel)
-        return w.to(memory_format=torch.channels_last)
+        options = {"padding": "same", "return_sequences": True, "data_format": "channels_first"}
+        self.stack = nn.ModuleList(
+            keras.layers.ConvLSTM2D(case.hidden, case.kernel, **options) for _ in range(case.layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states (B, T, H, h, w) of x (B, T, C, h, w)."""
+        for layer in self.stack:
+            x = layer(x)
+        return x
+
+
+def floor_steps(
+    case: Case, device: str, dtype: torch.dtype
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """All convolutions of a forward pass and of a training step, and nothing else."""
+    steps, batch, kernel, hidden = case.steps, case.batch, case.kernel, case.hidden
+    same = [kernel // 2] * 2
+
+    def maps(n: int, c: int, size: int = case.size) -> Tensor:
+        x = torch.randn(n, c, size, size, device=device, dtype=dtype)
+        return x.to(memory_format=torch.channels_last)
 
     def backward(grad: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> None:
-        same = [kernel // 2] * 2
         torch.ops.aten.convolution_backward(
             grad, x, w, None, [1, 1], same, [1, 1], False, [0, 0], 1, mask
         )
 
     gates, one_gates = maps(steps * batch, 4 * hidden), maps(batch, 4 * hidden)
-    states, state, w_hh = maps(steps * batch, hidden), maps(batch, hidden), weight(hidden)
-    inputs = [(maps(steps * batch, c), weight(c)) for c in [channels] + [hidden] * (layers - 1)]
+    states, state = maps(steps * batch, hidden), maps(batch, hidden)
+    w_hh = maps(4 * hidden, hidden, kernel)
+    sizes = [case.channels] + [hidden] * (case.layers - 1)
+    inputs = [(maps(steps * batch, c), maps(4 * hidden, c, kernel)) for c in sizes]
 
-    def run() -> None:
+    def forward() -> None:
         with torch.no_grad():
-            for layer, (x, w_ih) in enumerate(inputs):
+            for x, w_ih in inputs:
                 F.conv2d(x, w_ih, padding=kernel // 2)
                 for _ in range(steps - 1):
                     F.conv2d(state, w_hh, padding=kernel // 2)
+
+    def train() -> None:
+        forward()
+        with torch.no_grad():
+            for layer, (x, w_ih) in enumerate(inputs):
+                for _ in range(steps - 1):
                     backward(one_gates, state, w_hh, [True, False, False])
                 backward(gates[batch:], states[batch:], w_hh, [False, True, False])
                 backward(gates, x, w_ih, [layer > 0, True, False])
 
-    return run
+    return forward, train
 
 
-def step(case: str, column: str) -> Callable[[], None]:
-    """A training step of a column, ready to run."""
-    layers, channels, hidden, kernel, size, steps, batch = CASES[case]
-    if column == "floor":
-        return floor_step(case)
-    network: nn.Module
-    if column == "textbook":
-        network = Textbook(layers, channels, hidden, kernel)
-    else:
-        network = ConvLSTM(channels, hidden, kernel, layers)
-    x = torch.randn(batch, steps, channels, size, size)
+def build(case: Case, column: str) -> nn.Module:
+    """The network of a column."""
+    if column == TEXTBOOK:
+        return Textbook(case.layers, case.channels, case.hidden, case.kernel)
+    if column == KERAS:
+        return Keras(case)
+    every = EVERY if column == SEGMENTS else 0
+    return ConvLSTM(case.channels, case.hidden, case.kernel, case.layers, checkpoint_every=every)
 
-    def run() -> None:
+
+def passes(
+    case: Case, column: str, precision: str, device: str = "cpu"
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forward pass and training step of a column, ready to run."""
+    dtype = PRECISIONS[precision]
+    if column == FLOOR:
+        return floor_steps(case, device, dtype)
+    network = build(case, column).to(device)
+    shape = case.batch, case.steps, case.channels, case.size, case.size
+    x = torch.randn(shape, device=device)
+    gradient = torch.randn(*shape[:2], case.hidden, *shape[3:], device=device, dtype=dtype)
+
+    def run() -> Tensor:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            output = network(x)
+        return output[0] if isinstance(output, tuple) else output
+
+    def forward() -> None:
+        with torch.no_grad():
+            run()
+
+    def train() -> None:
         network.zero_grad()
-        output = network(x)
-        output = output[0] if isinstance(output, tuple) else output
-        output.square().mean().backward()
+        output = run()
+        output.backward(gradient.to(output.dtype))
 
-    return run
+    return forward, train
 
 
-def peak_memory(case: str, column: str, threads: int) -> float:
-    """MiB that a training step adds to the largest resident size of a fresh process."""
+def measure(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each, all taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            wait(device)
+            start = time.perf_counter()
+            run()
+            wait(device)
+            if repeat > 0:  # the first is warm-up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(case: Case, column: str, precision: str, device: str, threads: int) -> float:
+    """MiB that a training step adds to what network and data take."""
+    if device == "cuda":
+        _, train = passes(case, column, precision, device)
+        train()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_resident, (case, column, precision, threads))
+
+
+def _peak_resident(case: Case, column: str, precision: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    run = step(case, column)
-    before = largest_resident_size()
-    run()
-    run()
-    return largest_resident_size() - before
+    passes(TINY, column, precision)[1]()  # what is loaded on first use does not count
+    _, train = passes(case, column, precision)
+    before = _largest_resident_size()
+    train()
+    train()
+    return _largest_resident_size() - before
 
 
-def largest_resident_size() -> float:
+def _largest_resident_size() -> float:
     """VmHWM of this process in MiB; unlike ru_maxrss it is not the parent's to begin with."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def columns() -> list[str]:
+    """Those that can be measured here."""
+    return [name for name in COLUMNS if name != KERAS or importlib.util.find_spec("keras")]
+
+
+def table(case: Case, precisions: list[str], repeats: int, device: str, threads: int) -> None:
+    """Measures a case and prints it, ratios first."""
+    print(
+        "| | precision | training, × textbook | training, of the floor | forward, of the floor |",
+        end="",
+    )
+    print(" training, sequences/s | forward, sequences/s | peak, × textbook fp32 | peak, MiB |")
+    print("|" + "---|" * 9)
+    first_peak = None
+    for precision in precisions:
+        names = columns()
+        pairs = {name: passes(case, name, precision, device) for name in names}
+        forward = measure({name: pair[0] for name, pair in pairs.items()}, repeats, device)
+        train = measure({name: pair[1] for name, pair in pairs.items()}, repeats, device)
+        del pairs
+        peaks = {
+            name: peak_memory(case, name, precision, device, threads)
+            for name in names
+            if name != FLOOR
+        }
+        first_peak = first_peak or peaks[TEXTBOOK]
+        for name in names:
+            cells = [
+                f"{train[TEXTBOOK] / train[name]:.2f}",
+                f"{train[FLOOR] / train[name]:.0%}",
+                f"{forward[FLOOR] / forward[name]:.0%}",
+                f"{case.batch / train[name]:.3g}",
+                f"{case.batch / forward[name]:.3g}",
+                f"{peaks[name] / first_peak:.2f}" if name in peaks else "",
+                f"{peaks[name]:.0f}" if name in peaks else "",
+            ]
+            print(f"| {name} | {precision} | " + " | ".join(cells) + " |", flush=True)
+
+
+@contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """Threads, and no denormals."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["b", "c"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="instead of 20")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal of a second")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
-    print(f"torch {torch.__version__}, {platform.machine()} CPU, {args.threads} threads, float32")
-    for case, (layers, channels, hidden, kernel, size, steps, batch) in CASES.items():
-        print(
-            f"\n({case}) {layers} x {hidden} channels, {kernel} x {kernel}, input {channels} x "
-            f"{size} x {size}, {steps} steps, batch {batch}"
-        )
-        runs = {column: step(case, column) for column in COLUMNS}
-        times: dict[str, list[float]] = {column: [] for column in COLUMNS}
-        for repeat in range(args.repeats + 1):
-            for column, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if repeat > 0:  # the first is warm-up
-                    times[column].append(time.perf_counter() - start)
-        medians = {column: statistics.median(values) for column, values in times.items()}
-        del runs
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            memory = {c: pool.apply(peak_memory, (case, c, args.threads)) for c in COLUMNS[:2]}
-        for column, seconds in medians.items():
-            share = medians["floor"] / seconds
-            line = f"  {column:13} {batch / seconds:7.2f} sequences/s  {share:4.0%} of the floor"
-            if column in memory:
-                line += f"  peak {memory[column]:6.0f} MiB"
-            print(line)
-        ours, theirs = (medians[column] for column in COLUMNS[:2])
-        print(
-            f"  training step {theirs / ours:.2f} times as fast as the textbook's, with "
-            f"{memory[COLUMNS[0]] / memory[COLUMNS[1]]:.2f} of its memory"
-        )
+    name = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+    print(f"torch {torch.__version__}, {name}, {args.threads} threads")
+    with settings(args.threads):
+        for letter in args.cases:
+            case = TINY if args.tiny else CASES[letter]
+            case = replace(case, steps=args.steps or case.steps)
+            print(f"\n({letter}) {case}\n")
+            table(case, args.precisions, args.repeats, args.device, args.threads)
 
 
 if __name__ == "__main__":

@@ -96,14 +96,16 @@ def test_kernels_reach_beyond_one_block(triton):
     torch.testing.assert_close(gates, h * (1 - h * h))
 
 
-def test_a_cpu_computes_in_plain_pytorch(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_a_cpu_computes_in_plain_pytorch_interpreter_or_not(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose(torch.zeros(1, 4)) is plain
+    monkeypatch.delenv("TRITON_INTERPRET")
     assert choose(torch.zeros(1, 4)) is plain
 
 
 def test_without_triton_everything_is_plain_pytorch(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert choose(torch.zeros(1, 4)) is plain
+    assert choose(torch.zeros(1, 4, device=DEVICE)) is plain
     with use_backend("triton"), pytest.raises(RuntimeError, match="not installed"):
         choose(torch.zeros(1, 4))
 

@@ -33,7 +33,7 @@ def choose(gates: Tensor) -> ModuleType:
     wish = _forced.get() or os.environ.get(VARIABLE)
     if wish is not None:
         _check(wish)
-    if wish == "plain":
+    if wish == "plain" or (wish is None and not gates.is_cuda):
         return plain
     reason = _triton_cannot(gates)
     if reason and wish == "triton":

@@ -4,6 +4,7 @@ On a CPU the rows are cut into tiles that stay in its caches, and each gate of a
 a plane of its own: passes over contiguous memory that is at hand cost a fraction of others.
 """
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 aten = torch.ops.aten
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
+
+_threads = threading.local()
 
 
 def lstm_forward(
@@ -238,10 +241,26 @@ def _tiles(
     size = count
     if like.device.type == "cpu":
         size = min(count, max(1, TILE * torch.get_num_threads() // hidden))
-    memory = like.new_empty(planes, size, hidden, dtype=dtype)
+    memory = _scratch(like, planes * size * hidden, dtype or like.dtype)
+    memory = memory.view(planes, size, hidden)
     for start in range(0, count, size):
         stop = min(start + size, count)
         yield slice(start, stop), memory[:, : stop - start]
+
+
+def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
+    """Memory for intermediate values.
+
+    On a CPU each thread uses its own again and again: fresh pages at every step would cost as much
+    as the arithmetic.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(values, dtype=dtype)
+    memory: Tensor | None = getattr(_threads, str(dtype), None)
+    if memory is None or len(memory) < values:
+        memory = torch.empty(values, dtype=dtype)
+        setattr(_threads, str(dtype), memory)
+    return memory[:values]
 
 
 def _planes(rows: Tensor, count: int) -> Tensor:
