@@ -80,7 +80,11 @@ def apply_mask(h: Tensor, mask: Tensor | None) -> Tensor:
 
 def channels_last(maps: Tensor) -> Tensor:
     """The same maps (N, C, h, w) with channels last in memory."""
-    return maps.contiguous(memory_format=torch.channels_last)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    # Maps of one channel, or of one pixel, lie right as they are, but their strides may not say so,
+    # and a convolution then returns channels first.
+    _, c, h, w = maps.shape
+    return maps.as_strided(maps.shape, (c * h * w, 1, w * c, c))
 
 
 def empty_maps(
