@@ -22,6 +22,7 @@ lint: $(READY)  ## check style and types
 
 bench: $(READY)  ## measure training steps, and how fast sequences are drawn
 	$(BIN)/python benchmarks/layer.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/data.py
 
 compare: $(READY)  ## train the whole LSTM family on the same clips, for hours, and compare; resumes

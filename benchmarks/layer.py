@@ -6,9 +6,9 @@ In one run, interleaved, medians; forward without gradients, and a training step
 backward from a given gradient). Columns: this project; this project with `checkpoint_every` 5; a
 textbook cell (concatenate, convolve, split; autograd, channels first); Keras on PyTorch, where it
 is installed; the floor: the same convolutions alone, the input's in one call over all steps,
-channels last, in the same precision. On a CPU peak memory is the growth of the largest resident size
-(`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is the allocator's peak.
-Run it on an idle machine: threads that wait for each other lose most.
+channels last, in the same precision. On a CPU peak memory is the growth of the largest resident
+size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is the allocator's
+peak. Run it on an idle machine: threads that wait for each other lose most.
 """
 
 import argparse
@@ -174,7 +174,6 @@ def passes(
     network = build(case, column).to(device)
     shape = case.batch, case.steps, case.channels, case.size, case.size
     x = torch.randn(shape, device=device)
-    gradient = torch.randn(*shape[:2], case.hidden, *shape[3:], device=device, dtype=dtype)
 
     def run() -> Tensor:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -188,8 +187,9 @@ def passes(
     def train() -> None:
         network.zero_grad()
         output = run()
-        output.backward(gradient.to(output.dtype))
+        output.backward(gradient)
 
+    gradient = torch.randn_like(run().detach())  # of the output's layout
     return forward, train
 
 

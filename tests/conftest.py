@@ -16,6 +16,7 @@ def _clean():
     np.random.seed(0)  # noqa: NPY002 (the global state that libraries may read)
     random.seed(0)
     yield
+    torch.set_flush_denormal(False)  # as a run that was cut short left it
     left = set(ROOT.iterdir()) | set((ROOT / "tests").iterdir())
     left = {path for path in left - before if not path.name.startswith((".", "__pycache__"))}
     assert not left, f"the test left {sorted(map(str, left))}"

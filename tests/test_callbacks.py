@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import pytest
@@ -9,8 +10,10 @@ from convlstm.callbacks import (
     AtomicCheckpointIO,
     ForecastWriter,
     LastCheckpoint,
+    Processor,
     RunRecord,
     best_checkpoint,
+    processor,
 )
 from convlstm.callbacks.record import environment
 from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
@@ -139,3 +142,41 @@ def test_only_the_first_process_writes_the_record(tmp_path):
 
     RunRecord(tmp_path / "run", "a: 1\n").on_train_start(Trainer(), None)
     assert not (tmp_path / "run").exists()
+
+
+def trainer_on(device, precision="32-true"):
+    return SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)), precision=precision
+    )
+
+
+def a_denormal():
+    return (torch.tensor(1e-38) * 0.1).item()  # the smallest normal number is 1.2e-38
+
+
+def test_on_the_cpu_denormals_are_zero_while_a_run_lasts():
+    before = a_denormal()
+    callback = Processor()
+    callback.setup(trainer_on("cpu"), None, "fit")
+    during = a_denormal()
+    callback.teardown(trainer_on("cpu"), None, "fit")
+    assert (before > 0, during, a_denormal() > 0) == (True, 0.0, True)
+
+
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_processor_with_bfloat16_is_not_warned_of_it(monkeypatch, capability):
+    monkeypatch.setattr(processor.torch.cpu, "get_capabilities", lambda: {capability: True})
+    callback = Processor()
+    callback.setup(trainer_on("cpu", "bf16-mixed"), None, "fit")
+    callback.teardown(trainer_on("cpu"), None, "fit")
+
+
+def test_bfloat16_on_a_processor_without_it_is_warned_of_and_only_there(monkeypatch):
+    capabilities = {"avx512_bf16": False, "avx2": True}
+    monkeypatch.setattr(processor.torch.cpu, "get_capabilities", lambda: capabilities)
+    callback = Processor()
+    with pytest.warns(RuntimeWarning, match="no bfloat16 .* bf16-mixed may be slower"):
+        callback.setup(trainer_on("cpu", "bf16-mixed"), None, "fit")
+    callback.setup(trainer_on("cpu"), None, "fit")
+    callback.setup(trainer_on("cuda", "bf16-mixed"), None, "fit")
+    callback.teardown(trainer_on("cpu"), None, "fit")

@@ -405,3 +405,19 @@ def test_an_encoder_that_knows_what_follows_cannot_forecast_its_context():
     network, frames = variety("unconditional", "lstm", bidirectional=True)
     with pytest.raises(ValueError, match="has seen what follows"):
         network(frames, 3, context_too=True)
+
+
+@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
+def test_segments_computed_again_give_the_same_forecasts_and_gradients(forecaster):
+    results = []
+    for every in (0, 2):
+        torch.manual_seed(0)
+        network = EncoderForecaster(
+            hidden_sizes=[3, 4], forecaster=forecaster, checkpoint_every=every
+        ).double()
+        frames = torch.rand(2, 5, 1, 8, 8, dtype=torch.float64)
+        forecast = network(frames, 3)
+        gradients = torch.autograd.grad(forecast.square().sum(), list(network.parameters()))
+        results.append([forecast, *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)

@@ -359,6 +359,7 @@ def test_bfloat16_autocast_stays_close_to_float32():
         ({"num_layers": 0}, "num_layers .* 0"),
         ({"dropout": 1.5}, "dropout .* 1.5"),
         ({"recurrent_dropout": -0.1}, "recurrent_dropout .* -0.1"),
+        ({"checkpoint_every": -2}, "checkpoint_every .* -2"),
         ({"peephole": "full"}, "frame_size"),
     ],
 )

@@ -58,6 +58,7 @@ def trainer(tmp_path, **options):
         ({"context_loss": 1.0, "bidirectional": True}, "bidirectional .* 1.0"),
         ({"context_loss": 1.0, "context_length": 1}, "one frame, got 1.0"),
         ({"hidden_sizes": []}, "hidden_sizes"),
+        ({"checkpoint_every": -1}, "checkpoint_every .* -1"),
     ],
 )
 def test_bad_arguments_name_value_and_expectation(arguments, named):

@@ -4,6 +4,7 @@ from convlstm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, b
 from convlstm.callbacks.forecasts import ForecastWriter
 from convlstm.callbacks.guard import GradientGuard, NonFinite
 from convlstm.callbacks.interruption import Interruption, TrainingStopped
+from convlstm.callbacks.processor import Processor
 from convlstm.callbacks.progress import ProgressBar
 from convlstm.callbacks.record import RunRecord
 from convlstm.callbacks.report import TestReport
@@ -17,6 +18,7 @@ __all__ = [
     "Interruption",
     "LastCheckpoint",
     "NonFinite",
+    "Processor",
     "ProgressBar",
     "RunRecord",
     "StepSeeds",

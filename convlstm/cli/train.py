@@ -24,6 +24,7 @@ from convlstm.callbacks import (
     Interruption,
     LastCheckpoint,
     NonFinite,
+    Processor,
     ProgressBar,
     RunRecord,
     StepSeeds,
@@ -296,6 +297,7 @@ class VideoCLI(LightningCLI):
         return [
             Interruption(last),  # first: it may refuse to begin
             RunRecord(self.run_dir, text),
+            Processor(),
             StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
             GradientGuard(config.nonfinite),
             *([LearningRateMonitor("step"), ValidationWatch()] if logs else []),

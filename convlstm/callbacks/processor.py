@@ -1,0 +1,42 @@
+"""What a run on the CPU needs of the processor."""
+
+import warnings
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, x86 and ARM
+
+
+class Processor(Callback):
+    """On the CPU: flushes denormal numbers to zero, and warns of bfloat16 in software.
+
+    Gradients that fade over many steps end as denormals, on which arithmetic is slow. In bfloat16
+    convolutions may take slow paths where the processor has no instructions for it
+    (https://github.com/pytorch/pytorch/issues/183815).
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Sets the processor up, before threads are started that would not know."""
+        if trainer.strategy.root_device.type != "cpu":
+            return
+        torch.set_flush_denormal(True)
+        if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bf16():
+            warnings.warn(
+                f"this processor has no bfloat16 instructions (AVX512_BF16 or AMX): precision "
+                f"{trainer.precision} may be slower than --trainer.precision 32-true",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves the processor as torch sets it up."""
+        if trainer.strategy.root_device.type == "cpu":
+            torch.set_flush_denormal(False)
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bfloat16 itself."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BF16)
