@@ -76,8 +76,8 @@ def on_paper(step_ms: float, bandwidth: float, devices: int = 8) -> None:
     exchange = 2 * (devices - 1) / devices * size / bandwidth / 1e9 * 1e3  # ms
     print(
         f"\n(a), batch 64 a device: {size / 2**20:.0f} MiB of gradients; at {bandwidth:g} GB/s "
-        f"(assumed) their exchange among {devices} takes {exchange:.2f} ms. With an assumed step "
-        f"of {step_ms:g} ms that is {devices * step_ms / (step_ms + exchange):.2f} times one device "
+        f"(assumed) their exchange takes {exchange:.2f} ms. With a step (assumed) "
+        f"of {step_ms:g} ms that is {devices * step_ms / (step_ms + exchange):.2f} times one "
         f"if nothing overlaps, and {devices * step_ms / max(step_ms, exchange):.2f} times if all "
         "of it does."
     )

@@ -45,7 +45,7 @@ def input_gradients(
         if ctx.needs_input_grad[1]:
             d_weight_ih = same_conv2d_grad_weight(flat, maps, weight_ih)
     if ctx.needs_input_grad[3]:
-        d_bias = flat.sum((0, 2, 3))
+        d_bias = flat.sum((2, 3)).sum(0)  # in two sums, which is faster than in one
     return d_x, d_weight_ih, d_bias
 
 
