@@ -16,10 +16,7 @@ TRITON = [pytest.param(True, id="triton")] if importlib.util.find_spec("triton")
 
 
 @pytest.fixture(autouse=True)
-def _interpreter(monkeypatch):
-    """Decides before the kernels are imported, which is when Triton looks."""
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+def _no_wish(monkeypatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
 
 
