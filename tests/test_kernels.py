@@ -1,6 +1,7 @@
 """The Triton kernels against plain PyTorch: on CUDA where there is some, else interpreted."""
 
 import importlib.util
+import threading
 from unittest import mock
 
 import pytest
@@ -134,3 +135,32 @@ def test_the_environment_chooses_and_the_context_overrules_it(triton, monkeypatc
     with use_backend("plain"):
         assert choose(gates) is plain
     assert choose(gates).__name__ == "convlstm.kernels.fused"
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_training_goes_on_after_inference_in_the_same_memory(kind, monkeypatch):
+    monkeypatch.setattr(plain, "_threads", threading.local())
+    layer = LAYERS[kind](2, 3)
+    x = torch.randn(2, 3, 2, 3, 5)
+    with torch.inference_mode():
+        expected, _ = layer(x)
+    output, _ = layer(x)
+    output.sum().backward()
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_cut_into_tiles_give_the_same_results(kind, monkeypatch):
+    layer = LAYERS[kind](2, 3)
+    x = torch.randn(2, 3, 2, 3, 5, requires_grad=True)
+    results = []
+    for tile in (
+        plain.TILE,
+        3 * 7,
+    ):  # 30 rows of 3 values, with one thread: in sevens, and two left
+        monkeypatch.setattr(plain, "TILE", tile // torch.get_num_threads())
+        output, _ = layer(x)
+        gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
+        results.append([output, *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -254,11 +254,12 @@ def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
     On a CPU each thread uses its own again and again: fresh pages at every step would cost as much
     as the arithmetic.
     """
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or type(like) is not torch.Tensor:
         return like.new_empty(values, dtype=dtype)
     memory: Tensor | None = getattr(_threads, str(dtype), None)
     if memory is None or len(memory) < values:
-        memory = torch.empty(values, dtype=dtype)
+        with torch.inference_mode(False):  # or training could not write to it later
+            memory = torch.empty(values, dtype=dtype)
         setattr(_threads, str(dtype), memory)
     return memory[:values]
 
