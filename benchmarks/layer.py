@@ -187,9 +187,11 @@ def passes(
     def train() -> None:
         network.zero_grad()
         output = run()
-        output.backward(gradient)
+        if not gradient:  # of the output's layout
+            gradient.append(torch.randn_like(output))
+        output.backward(gradient[0])
 
-    gradient = torch.randn_like(run().detach())  # of the output's layout
+    gradient: list[Tensor] = []
     return forward, train
 
 

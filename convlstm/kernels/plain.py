@@ -5,7 +5,7 @@ a plane of its own: passes over contiguous memory that is at hand cost a fractio
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 aten = torch.ops.aten
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
 
+Rows = Callable[[Tensor], Tensor]  # cuts the rows of a tile out of a matrix
 _threads = threading.local()
 
 
@@ -36,26 +37,26 @@ def lstm_forward(
     """
     for rows, planes in _tiles(new, 5):
         i, f, g, o, out = planes
-        gates_here, new_here = _planes(gates[rows], 4), new[rows]
+        gates_here, new_here = _planes(rows(gates), 4), rows(new)
         if from_h is None:
             planes[:4].copy_(gates_here)
         else:
-            _add(gates_here, _planes(from_h[rows], 4), out=planes[:4])
+            _add(gates_here, _planes(rows(from_h), 4), out=planes[:4])
         peepholes = _peepholes(peephole, rows)
         if c is not None and peepholes is not None:
-            i.addcmul_(peepholes[0], c[rows])
-            f.addcmul_(peepholes[1], c[rows])
+            i.addcmul_(peepholes[0], rows(c))
+            f.addcmul_(peepholes[1], rows(c))
         planes[:2].sigmoid_()
         tanh(g, out=g)
         if c is None:
             torch.mul(i, g, out=new_here)
         else:
-            torch.mul(f, c[rows], out=new_here).addcmul_(i, g)
+            torch.mul(f, rows(c), out=new_here).addcmul_(i, g)
         if peepholes is not None:
             o.addcmul_(peepholes[2], new_here)
         o.sigmoid_()
         tanh(new_here, out=out)
-        h[rows].copy_(out.mul_(o))
+        rows(h).copy_(out.mul_(o))
         gates_here.copy_(planes[:4])
 
 
@@ -81,10 +82,10 @@ def lstm_backward(
     """
     for rows, planes in _tiles(new, 8):
         i, f, g, o, out, d_h, d_new, product = planes
-        gates_here, d_c_here = _planes(gates[rows], 4), d_c[rows]
+        gates_here, d_c_here = _planes(rows(gates), 4), rows(d_c)
         planes[:4].copy_(gates_here)
         _sum(d_output, d_through, rows, out=d_h)
-        tanh(new[rows], out=out)
+        tanh(rows(new), out=out)
         torch.mul(d_h, o, out=d_new)
         aten.tanh_backward.grad_input(d_new, out, grad_input=d_new).add_(d_c_here)
         aten.sigmoid_backward.grad_input(out.mul_(d_h), o, grad_input=o)
@@ -99,7 +100,7 @@ def lstm_backward(
         if c is None:
             f.zero_()
         else:
-            torch.mul(d_new, c[rows], out=product)
+            torch.mul(d_new, rows(c), out=product)
             aten.sigmoid_backward.grad_input(product, f, grad_input=f)
         if c is not None and peepholes is not None:
             d_c_here.addcmul_(i, peepholes[0]).addcmul_(f, peepholes[1])
@@ -126,23 +127,23 @@ def gru_forward(
     """
     for rows, planes in _tiles(new, 4, exact(gates)):
         r, z, n, q = planes
-        gates_here = _planes(gates[rows], 3)
+        gates_here = _planes(rows(gates), 3)
         planes[:3].copy_(gates_here)
         q.zero_()
         if from_h is not None:
-            from_h_here = _planes(from_h[rows], 3)
+            from_h_here = _planes(rows(from_h), 3)
             planes[:2].add_(from_h_here[:2])
             q.copy_(from_h_here[2])
         if bias is not None:
             q.add_(bias)
-        candidate[rows].copy_(q)
+        rows(candidate).copy_(q)
         planes[:2].sigmoid_()
         tanh(n.addcmul_(r, q), out=n)
         gates_here.copy_(planes[:3])
         if h is None:
-            new[rows].copy_(n.sub_(z.mul_(n)))
+            rows(new).copy_(n.sub_(z.mul_(n)))
         else:
-            new[rows].copy_(torch.lerp(n, q.copy_(h[rows]), z, out=q))  # (1 - z) ∘ n + z ∘ h
+            rows(new).copy_(torch.lerp(n, q.copy_(rows(h)), z, out=q))  # (1 - z) ∘ n + z ∘ h
 
 
 def gru_backward(
@@ -168,20 +169,20 @@ def gru_backward(
     """
     for rows, planes in _tiles(d_h, 6):
         r, z, n, q, d_new, product = planes
-        gates_here, d_h_here = _planes(gates[rows], 3), d_h[rows]
+        gates_here, d_h_here = _planes(rows(gates), 3), rows(d_h)
         planes[:3].copy_(gates_here)
-        q.copy_(candidate[rows])
+        q.copy_(rows(candidate))
         _sum(d_output, d_through, rows, out=d_new)
         d_new.add_(d_h_here)
         torch.mul(d_new, z, out=d_h_here)
-        torch.neg(n, out=product) if h is None else torch.sub(h[rows], n, out=product)
+        torch.neg(n, out=product) if h is None else torch.sub(rows(h), n, out=product)
         product.mul_(d_new)
         aten.sigmoid_backward.grad_input(product, z, grad_input=z)
         aten.tanh_backward.grad_input(d_new.sub_(d_h_here), n, grad_input=n)
         torch.mul(n, r, out=d_new)
         aten.sigmoid_backward.grad_input(q.mul_(n), r, grad_input=r)
         gates_here.copy_(planes[:3])
-        d_hidden_here = _planes(d_hidden[rows], 3)
+        d_hidden_here = _planes(rows(d_hidden), 3)
         d_hidden_here[:2].copy_(planes[:2])
         d_hidden_here[2].copy_(d_new)
 
@@ -194,10 +195,10 @@ def rnn_forward(gates: Tensor, from_h: Tensor | None) -> None:
         from_h: What the hidden convolution adds to it (N, H), or None.
     """
     for rows, (out,) in _tiles(gates, 1, exact(gates)):
-        out.copy_(gates[rows])
+        out.copy_(rows(gates))
         if from_h is not None:
-            out.add_(from_h[rows])
-        gates[rows].copy_(tanh(out, out=out))
+            out.add_(rows(from_h))
+        rows(gates).copy_(tanh(out, out=out))
 
 
 def rnn_backward(
@@ -213,8 +214,8 @@ def rnn_backward(
     """
     for rows, (d_h, out) in _tiles(h, 2, exact(h)):
         _sum(d_output, d_through, rows, out=d_h)
-        out.copy_(h[rows])
-        d_gates[rows].copy_(aten.tanh_backward.grad_input(d_h, out, grad_input=d_h))
+        out.copy_(rows(h))
+        rows(d_gates).copy_(aten.tanh_backward.grad_input(d_h, out, grad_input=d_h))
 
 
 def exact(like: Tensor) -> torch.dtype:
@@ -235,17 +236,28 @@ def tanh(x: Tensor, out: Tensor) -> Tensor:
 
 def _tiles(
     like: Tensor, planes: int, dtype: torch.dtype | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Rows to work on together, and memory (planes, rows, H) for them."""
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Tiles of rows to work on together: for each, what cuts its rows out, and memory for planes.
+
+    Rows (N, channels) are cut into (parts, n, channels), and a plane is (parts, n, H), one part a
+    thread: values would else wander between the processor's cores from pass to pass.
+    """
     count, hidden = like.shape
     size = count
+    threads = torch.get_num_threads() if like.device.type == "cpu" else 1
     if like.device.type == "cpu":
-        size = min(count, max(1, TILE * torch.get_num_threads() // hidden))
+        size = min(count, max(1, TILE // hidden) * threads)
     memory = _scratch(like, planes * size * hidden, dtype or like.dtype)
-    memory = memory.view(planes, size, hidden)
     for start in range(0, count, size):
         stop = min(start + size, count)
-        yield slice(start, stop), memory[:, : stop - start]
+        parts = threads if (stop - start) % threads == 0 else 1
+        shape = (parts, planes, (stop - start) // parts, hidden)
+        used = memory[: planes * (stop - start) * hidden].view(shape)
+        yield _cutter(start, stop, parts), used.transpose(0, 1)
+
+
+def _cutter(start: int, stop: int, parts: int) -> Rows:
+    return lambda matrix: matrix[start:stop].unflatten(0, (parts, -1))
 
 
 def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
@@ -265,25 +277,28 @@ def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
 
 
 def _planes(rows: Tensor, count: int) -> Tensor:
-    """Gates side by side (n, count·H) as (count, n, H)."""
-    return rows.unflatten(1, (count, -1)).transpose(0, 1)
+    """Gates side by side (parts, n, count·H) as (count, parts, n, H)."""
+    return rows.unflatten(2, (count, -1)).movedim(2, 0)
 
 
-def _peepholes(peephole: Tensor | None, rows: slice) -> Tensor | None:
-    return peephole if peephole is None or peephole.shape[1] == 1 else peephole[:, rows]
+def _peepholes(peephole: Tensor | None, rows: Rows) -> list[Tensor] | None:
+    """Those of gates i, f, o; each (1, H) or (parts, n, H)."""
+    if peephole is None:
+        return None
+    return [gate if len(gate) == 1 else rows(gate) for gate in peephole]
 
 
-def _sum(a: Tensor | None, b: Tensor | None, rows: slice, out: Tensor) -> None:
+def _sum(a: Tensor | None, b: Tensor | None, rows: Rows, out: Tensor) -> None:
     """Writes the sum of two gradients into `out`; None is zero."""
     if a is None and b is None:
         out.zero_()
         return
     if a is not None and b is not None:
-        _add(a[rows], b[rows], out=out)
+        _add(rows(a), rows(b), out=out)
     else:
         one = b if a is None else a
         assert one is not None
-        out.copy_(one[rows])
+        out.copy_(rows(one))
 
 
 def _add(a: Tensor, b: Tensor, out: Tensor) -> None:
