@@ -28,6 +28,7 @@ from rich.console import Console
 from torch import Tensor
 
 from convlstm import VideoPredictor
+from convlstm.callbacks.processor import has_bf16
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import main as convlstm
 from convlstm.files import replacing
@@ -277,8 +278,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def best_precision() -> str:
     """bf16-mixed where the processor computes in bfloat16, else 32-true."""
-    native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if native else "32-true"
+    return "bf16-mixed" if torch.cuda.is_available() or has_bf16() else "32-true"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
