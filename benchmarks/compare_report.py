@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import matplotlib.ticker
 from contestants import NAMES
 
 from convlstm.files import replacing
@@ -151,7 +150,7 @@ def _plot(path: Path, curves: Curves, x_label: str, y_label: str, *, log: bool =
             axes.fill_between(x, low, high, color=f"C{number}", alpha=0.2)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.set_xticks(sorted({value for x, _ in curves.values() for value in x}))
     if log:
         axes.set_yscale("log")
     if curves:

@@ -142,6 +142,8 @@ class EncoderForecaster(nn.Module):
             raise ValueError(f"readout must be 'all' or 'last', got {readout!r}")
         if peephole == "full" and frame_size is None:
             raise ValueError("peephole 'full' has a weight for each pixel: give frame_size")
+        if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
+            raise ValueError(f"frame_size must be [height, width] in pixels, got {frame_size}")
         kernels = each(kernel_size, stages, "kernel_size")
         hidden_kernels = each(
             kernels if hidden_kernel_size is None else hidden_kernel_size,
@@ -156,6 +158,7 @@ class EncoderForecaster(nn.Module):
         self.output = output
         self.readout = readout
         self.bidirectional = bidirectional
+        self.only_size = tuple(frame_size) if frame_size and peephole == "full" else None
         # Pixels a map point covers, stage by stage; frames are padded to a multiple of the last.
         strides = [patch_size * math.prod(factors[: stage + 1]) for stage in range(stages)]
         self.multiple = strides[-1]
@@ -267,6 +270,10 @@ class EncoderForecaster(nn.Module):
                 f"{tuple(frames.shape)}"
             )
         size = frames.shape[3], frames.shape[4]
+        if self.only_size not in (None, size):
+            raise ValueError(
+                f"peephole 'full' ties the network to frames of {self.only_size}, got {size}"
+            )
         stages = len(self.encoder)
         before: list[State] | list[None] = [None] * stages
         remembered: list[Memory] | list[None] = [None] * stages

@@ -352,6 +352,8 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
     assert network.encoder[0].peephole_l0.shape == (3, 3, 8, 6)
     assert network.encoder[1].peephole_l0.shape == (3, 3, 4, 3)
     assert network(torch.rand(1, 2, 1, 14, 9), 2).shape == (1, 2, 1, 14, 9)
+    with pytest.raises(ValueError, match=r"frames of \(14, 9\), got \(14, 8\)"):
+        network(torch.rand(1, 2, 1, 14, 8), 2)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +368,8 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
         ({"forecaster": "both"}, "forecaster .* 'both'"),
         ({"output": "tanh"}, "output .* 'tanh'"),
         ({"peephole": "full"}, "frame_size"),
+        ({"frame_size": [64]}, r"frame_size .*height, width.* \[64\]"),
+        ({"frame_size": [64, 0]}, r"frame_size .* \[64, 0\]"),
         ({"peephole": "some"}, "peephole"),
         ({"cell": "conv"}, "cell .* 'conv'"),
         ({"readout": "first"}, "readout .* 'first'"),

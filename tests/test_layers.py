@@ -175,7 +175,8 @@ def test_gru_and_rnn_name_bad_arguments_and_states(kind):
         ({"hidden_size": 0}, "hidden_size"),
         ({"kernel_size": 0}, "kernel_size"),
         ({"num_layers": 0}, "num_layers"),
-        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": 1.5}, "dropout .* 1.5"),
+        ({"recurrent_dropout": 1.0}, "recurrent_dropout .* 1.0"),
     ):
         with pytest.raises(ValueError, match=named):
             kind(**{"input_size": 1, "hidden_size": 2, **arguments})
@@ -340,8 +341,18 @@ def test_recurrent_dropout_hides_whole_channels_for_a_whole_sequence(monkeypatch
     assert torch.equal(layer(x)[0], layer(x)[0])
 
 
-def test_bfloat16_autocast_stays_close_to_float32():
-    layer = ConvLSTM(2, 8, num_layers=2)
+@pytest.mark.parametrize("kind", TWINS)
+def test_after_eval_two_runs_are_identical(kind):
+    layer = kind(2, 3, num_layers=2, dropout=0.5, recurrent_dropout=0.5).double()
+    x = sequence()
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_bfloat16_autocast_stays_close_to_float32(kind):
+    layer = kind(2, 8, num_layers=2)
     x = torch.rand(2, 6, 2, 8, 8)
     exact, _ = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
