@@ -231,13 +231,13 @@ def _peak_resident(case: Case, column: str, precision: str, threads: int) -> flo
     torch.set_num_threads(threads)
     passes(TINY, column, precision)[1]()  # what is loaded on first use does not count
     _, train = passes(case, column, precision)
-    before = _largest_resident_size()
+    before = largest_resident_size()
     train()
     train()
-    return _largest_resident_size() - before
+    return largest_resident_size() - before
 
 
-def _largest_resident_size() -> float:
+def largest_resident_size() -> float:
     """VmHWM of this process in MiB; unlike ru_maxrss it is not the parent's to begin with."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
