@@ -89,15 +89,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step_ms", type=float, default=64.0, help="assumed, of (a) at B 64")
     parser.add_argument("--bandwidth", type=float, default=300.0, help="assumed, GB/s")
+    parts = [*GROWTH, "processes", "paper"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--tiny", action="store_true", help="a rehearsal")
     args = parser.parse_args()
     case = layer.TINY if args.tiny else CASE
     print(f"torch {torch.__version__}, {args.threads} threads, bf16; {case}")
     with layer.settings(args.threads):
         for name in GROWTH:
-            growth(case, name, args.repeats, args.threads)
-    processes(case, args.repeats)
-    on_paper(args.step_ms, args.bandwidth)
+            if name in args.parts:
+                growth(case, name, args.repeats, args.threads)
+    if "processes" in args.parts:
+        processes(case, args.repeats)
+    if "paper" in args.parts:
+        on_paper(args.step_ms, args.bandwidth)
 
 
 if __name__ == "__main__":
