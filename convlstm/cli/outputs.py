@@ -59,7 +59,7 @@ class Outputs:
                         f"{given[path.resolve()]} would be overwritten by a forecast: choose "
                         "another --out"
                     )
-        if self.folder.resolve() in given:
+        if self.folder.is_dir() and self.folder.resolve() in given:
             raise ValueError(
                 f"the forecasts would be written among the frames of {self.folder}: choose another "
                 "--out"

@@ -205,7 +205,7 @@ def _report(path: Path, error: Exception) -> int:
 
     out_of_memory = is_out_of_memory(error)
     text = f"the memory does not suffice: {ADVICE}" if out_of_memory else one_line(error)
-    if str(path) not in text:
+    if not text.startswith(f"{path}:"):
         text = f"{path}: {text}"
     print(f"convlstm predict: error: {text}", file=sys.stderr)
     return 1
