@@ -130,7 +130,7 @@ def plot_lead_times(scores: Scores, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside upper center")
     save(figure, path)
 
 

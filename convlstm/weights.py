@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from convlstm.files import replacing
@@ -39,7 +39,8 @@ def write_weights(
         name: weight.detach().cpu().to(dtype).contiguous() for name, weight in weights.items()
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={OPTIONS: json.dumps(options)})
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(tensors, metadata={OPTIONS: json.dumps(options)}))
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,10 +9,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from convlstm.checkpoint import read_checkpoint
-from convlstm.cli import train
+from convlstm.cli import predict, train
 from convlstm.cli.parser import OneLineErrors
 from convlstm.files import replacing
+from convlstm.pretrained import example_clips
 
+PRETRAINED = "moving-mnist"
 STEPS = 1200
 TEST_CLIPS = 500
 PICTURES = 8
@@ -45,13 +47,14 @@ class DemoParser(OneLineErrors, ArgumentParser):
 
 
 def run(args: Sequence[str]) -> int:
-    """Trains, tests in a new process, and says where to look."""
+    """Forecasts with the shipped weights, trains, tests anew, and says where to look."""
     parser = DemoParser(
         prog="convlstm demo",
-        description="Train a small model on bouncing digits, load its checkpoint in a new process, "
-        "compare its forecasts of clips that it has not seen with repeating the last frame, and "
-        "write them as pictures. Takes a few minutes on two CPU cores and needs no data. An "
-        "interrupted demo goes on where it stopped.",
+        description="Forecast clips with weights that come with the program; then train a small "
+        "model on bouncing digits, load its checkpoint in a new process, compare its forecasts of "
+        "clips that it has not seen with repeating the last frame, and write them as pictures. "
+        "Takes a few minutes on two CPU cores and needs no data. An interrupted demo goes on where "
+        "it stopped.",
     )
     parser.add_argument("--out", type=str, default="demo", help="The folder to write to.")
     out = Path(parser.parse_args(list(args)).out)
@@ -64,14 +67,20 @@ def run(args: Sequence[str]) -> int:
     with replacing(marker) as temporary:
         temporary.write_text("This folder is a demo's.\n", encoding="utf-8")
 
+    console.rule("1/3 Forecasting clips of two digits with the weights that come with the program")
+    clips = [str(path) for path in example_clips(PRETRAINED)[:2]]
+    words = ["--pretrained", PRETRAINED, "--compare", "--format", "gif", "png"]
+    status = predict.run([*clips, *words, "--out", str(out / "pretrained")])
+    if status:
+        return status
     if done < STEPS:
-        console.rule("1/2 Training a small model on bouncing digits")
+        console.rule("2/3 Training a small model on bouncing digits")
         words = [word for key, value in OPTIONS.items() for word in (f"--{key}", str(value))]
         words += ["--run_dir", str(out)]
         train.run("fit", [*words, "--resume"])
     else:
         console.print(f"{out} holds a finished demo: delete the folder to train it again")
-    console.rule(f"2/2 Forecasting {TEST_CLIPS} clips it has not seen, in a new process")
+    console.rule(f"3/3 Forecasting {TEST_CLIPS} clips it has not seen, in a new process")
     command = [sys.executable, "-m", "convlstm", "test", "-c", str(out / "config.yaml")]
     command += ["--save_forecasts", str(out / "forecasts"), "--num_forecasts", str(PICTURES)]
     status = subprocess.run(command, check=False).returncode
@@ -79,7 +88,9 @@ def run(args: Sequence[str]) -> int:
         return status
     console.rule("Look at")
     for name, what in (
-        ("forecasts/00000.gif", "a forecast, moving: truth at the left, forecast at the right"),
+        (f"pretrained/{PRETRAINED}-1.gif", "a forecast by the weights that come with the program"),
+        (f"pretrained/{PRETRAINED}-2.png", "another one, as a film strip"),
+        ("forecasts/00000.gif", "a forecast by the model just trained: truth left, forecast right"),
         ("forecasts/00000.png", "the same as a film strip; 00001, 00002, … are more clips"),
         ("test/lead_time.png", "how the error grows with the lead time"),
         ("checkpoints/best.ckpt", "the model: convlstm predict CLIP --ckpt_path …"),

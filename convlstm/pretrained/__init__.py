@@ -23,6 +23,6 @@ def find_weights(name_or_path: str | Path) -> Path:
     return path
 
 
-def example_clips(name: str) -> Path:
-    """The clips that a model's forecasts can be tried on: uint8 (N, T, H, W) in a .npy file."""
-    return HERE / f"{name}.npy"
+def example_clips(name: str) -> list[Path]:
+    """Clips like those that the model was trained on, which it has not seen: GIF files."""
+    return sorted((HERE / "clips").glob(f"{name}-*.gif"))
