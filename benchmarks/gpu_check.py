@@ -1,4 +1,4 @@
-"""What a session on a machine with a CUDA GPU runs first: correctness, then speed, then a summary.
+"""What to run first on a machine with a CUDA GPU: correctness, then speed, then a summary.
 
     python benchmarks/gpu_check.py
 
