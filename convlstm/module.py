@@ -199,7 +199,7 @@ class VideoPredictor(Inference, pl.LightningModule):
             ValueError: The file is damaged, or not one of a predictor.
         """
         path = find_weights(name_or_path)
-        if path.suffix == ".ckpt":
+        if path.suffix != ".safetensors":
             return cls.load_from_checkpoint(path, map_location="cpu").eval()
         weights, options = read_weights(path)
         try:

@@ -87,6 +87,14 @@ def test_what_is_no_predictor_is_refused_in_one_line_that_names_the_file(path, d
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_neither_weights_nor_a_checkpoint_is_said_in_plain_words(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: name the checkpoint file in it"):
+        VideoPredictor.from_pretrained(tmp_path)
+    (tmp_path / "run.yaml").write_text("no weights")
+    with pytest.raises(ValueError, match=r"run\.yaml is no checkpoint"):
+        VideoPredictor.from_pretrained(tmp_path / "run.yaml")
+
+
 def test_a_name_that_is_nowhere_is_said_with_the_names_that_are():
     with pytest.raises(FileNotFoundError, match=r"'moving-minst'.*moving-mnist"):
         VideoPredictor.from_pretrained("moving-minst")

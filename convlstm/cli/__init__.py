@@ -24,6 +24,7 @@ examples:
   convlstm demo
   convlstm fit -c configs/moving_mnist.yaml
   convlstm test -c runs/moving_mnist/config.yaml --save_forecasts forecasts/test
+  convlstm predict clip.gif --pretrained moving-mnist --steps 20
   convlstm predict clip.gif --ckpt_path runs/moving_mnist/checkpoints/best.ckpt --steps 20
 
 options:
