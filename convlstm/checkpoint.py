@@ -21,7 +21,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        last = path.with_name("last.ckpt")
+        beside = f", but there is {last}" if last.exists() else ""
+        raise FileNotFoundError(f"no checkpoint at {path}{beside}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the checkpoint file in it")
     if not zipfile.is_zipfile(path):

@@ -144,13 +144,13 @@ class EncoderForecaster(nn.Module):
             raise ValueError("peephole 'full' has a weight for each pixel: give frame_size")
         if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
             raise ValueError(f"frame_size must be [height, width] in pixels, got {frame_size}")
-        kernels = each(kernel_size, stages, "kernel_size")
+        kernels = each(kernel_size, hidden_sizes, "kernel_size")
         hidden_kernels = each(
             kernels if hidden_kernel_size is None else hidden_kernel_size,
-            stages,
+            hidden_sizes,
             "hidden_kernel_size",
         )
-        factors = each(downsample, stages, "downsample")
+        factors = each(downsample, hidden_sizes, "downsample")
 
         self.channels = channels
         self.patch_size = patch_size

@@ -16,9 +16,8 @@ from convlstm.inference import Inference
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy
 from convlstm.pixels import to_unit
-from convlstm.pretrained import find_weights
+from convlstm.pretrained import read_pretrained
 from convlstm.stages import Cell
-from convlstm.weights import read_weights
 
 Batch = dict[str, Tensor]
 
@@ -187,27 +186,29 @@ class VideoPredictor(Inference, pl.LightningModule):
             raise ValueError(f"{checkpoint_path}: weights and options differ: {text}") from error
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> "VideoPredictor":
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "VideoPredictor":
         """Builds a trained predictor on the CPU, in eval mode.
+
+        To train it on, call `train()` on it and give it to a `Trainer`.
 
         Args:
             name_or_path: Weights that come with the package ("moving-mnist"), a `.safetensors` file
                 that `convlstm export` wrote, or a checkpoint that `convlstm fit` wrote.
+            **options: Hyperparameters that replace those that come with the weights, such as
+                learning_rate.
 
         Raises:
             FileNotFoundError: There are neither weights nor a file of that name.
-            ValueError: The file is damaged, or not one of a predictor.
+            ValueError: The file is damaged, or not one of a predictor; or an option is out of
+                range, or makes another network than that of the weights.
         """
-        path = find_weights(name_or_path)
-        if path.suffix != ".safetensors":
-            return cls.load_from_checkpoint(path, map_location="cpu").eval()
-        weights, options = read_weights(path)
+        weights, own = read_pretrained(name_or_path)
         try:
-            model = cls(**options)
+            model = cls(**{**own, **options})
             model.load_state_dict(weights)
         except (TypeError, RuntimeError) as error:
             text = " ".join(str(error).split())
-            raise ValueError(f"{path}: weights and options differ: {text}") from error
+            raise ValueError(f"{name_or_path}: weights and options differ: {text}") from error
         return model.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

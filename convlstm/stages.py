@@ -3,6 +3,7 @@
 Inside of the network time comes first: (T, B, C, h, w).
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,16 +48,23 @@ def recurrence(
     return LAYERS[cell](input_size, hidden_size, kernel_size, **options)
 
 
-def each(value: int | list[int], stages: int, name: str) -> list[int]:
+def each(value: int | list[int], hidden_sizes: Sequence[int], name: str) -> list[int]:
     """One int for all stages, or one each, as a list.
+
+    Args:
+        value: One int, or as many as there are hidden sizes.
+        hidden_sizes: One a stage.
+        name: What the value is called in the message.
 
     Raises:
         ValueError: There are not as many ints as stages, or one is below 1.
     """
+    stages = len(hidden_sizes)
     values = [value] * stages if isinstance(value, int) else list(value)
     if len(values) != stages or min(values) < 1:
         raise ValueError(
-            f"{name} must be one int >= 1, or one for each of the {stages} stages, got {value!r}"
+            f"{name} must be one int >= 1, or one for each of the {stages} stages of hidden_sizes "
+            f"{list(hidden_sizes)}, got {value!r}"
         )
     return values
 

@@ -11,33 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_run import CONFIG, fails, files
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import convlstm.cli
 from convlstm import VideoPredictor
 from convlstm.cli import VERBS, main, one_line
 
-CONFIG = {
-    "model": {"patch_size": 4, "hidden_sizes": [2]},
-    "data": {
-        "class_path": "MovingMNISTDataModule",
-        "init_args": {
-            "digits": "builtin",
-            "frame_size": 32,
-            "context_length": 2,
-            "target_length": 3,
-            "val_size": 3,
-            "test_size": 5,
-            "batch_size": 2,
-        },
-    },
-    "trainer": {
-        "accelerator": "cpu",
-        "max_steps": 2,
-        "val_check_interval": 1,
-        "check_val_every_n_epoch": None,
-    },
-}
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
@@ -46,23 +26,6 @@ def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
     return "small.yaml"
-
-
-def files(folder):
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-
-
-def fails(capsys, status, *words):
-    """Runs the command and returns the one line that it wrote to standard error."""
-    capsys.readouterr()
-    try:
-        got = main(list(words))
-    except SystemExit as error:
-        got = error.code
-    lines = capsys.readouterr().err.splitlines()
-    assert got == status, lines
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
@@ -99,8 +62,12 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     line = fails(capsys, 1, "fit", "-c", config)
     assert "runs/small already holds a run" in line
     assert "continue it with --resume" in line
-    assert main(["fit", "-c", config, "--resume"]) == 0  # it is at its end
-    assert "Going on from step 2: runs/small/checkpoints/last.ckpt" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["fit", "-c", config, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "is finished: runs/small/checkpoints/last.ckpt is its end, at step 2" in printed
+    assert "--start_from runs/small/checkpoints/last.ckpt" in printed
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     # The recorded configuration repeats the run to the same weights.
     assert main(["fit", "-c", "runs/small/config.yaml", "--run_dir", "again"]) == 0
     first, second = (

@@ -75,6 +75,17 @@ class LastCheckpoint(Checkpoint):
         """Saves."""
         self.save(trainer, "epoch end")
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes in the newest checkpoint, as `finished_epochs`, that the training came to its end.
+
+        That checkpoint is as old as the beginning of the last validation.
+        """
+        last = self.folder / "last.ckpt"
+        if trainer.is_global_zero and last.exists():
+            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+            checkpoint["finished_epochs"] = trainer.current_epoch
+            AtomicCheckpointIO().save_checkpoint(checkpoint, last)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -11,6 +11,19 @@ class ProgressBar(RichProgressBar):
     Where the output is no terminal, but a file say, each validation writes a line instead.
     """
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """The batches of this epoch, as far as `trainer.max_steps` lets it go.
+
+        Lightning's own counts a resumed epoch from where it was resumed.
+        """
+        trainer = self.trainer
+        batches = trainer.num_training_batches
+        if trainer.max_steps < 1 or not isinstance(batches, int):
+            return batches
+        whole = trainer.max_steps * trainer.accumulate_grad_batches
+        return min(batches, whole - trainer.current_epoch * batches)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends the bar of the validation, or writes the line."""
         super().on_validation_end(trainer, pl_module)

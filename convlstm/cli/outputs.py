@@ -41,8 +41,13 @@ class Outputs:
         """Makes sure that no file is written twice, or over a clip or into one.
 
         Raises:
-            ValueError: One would be; the message names it.
+            ValueError: One would be, or there can be no such folder; the message names it.
         """
+        there = next(
+            path for path in (self.folder, *self.folder.absolute().parents) if path.exists()
+        )
+        if not there.is_dir():
+            raise ValueError(f"--out must be a folder: {there} is a file")
         given = {clip.resolve(): clip for clip in clips}
         owners: dict[str, Path] = {}
         for clip in clips:

@@ -196,6 +196,12 @@ def _forecast(
     console = Console(soft_wrap=True, highlight=False)
     console.print(" ".join(map(str, written)), markup=False)
     if comparison is not None:
+        if held_back < options.steps:
+            console.print(
+                f"{path}: {held_back} of the {options.steps} forecast frames could be compared, as "
+                f"the clip has {clip.num_frames} frames and {length} of them are the context",
+                markup=False,
+            )
         console.print(metrics_table(comparison.model, comparison.last_frame))
 
 

@@ -14,6 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 import datamodules  # noqa: F401 (so that configs may name its classes without the package)
@@ -33,11 +34,11 @@ from convlstm.callbacks import (
     ValidationWatch,
     best_checkpoint,
 )
-from convlstm.checkpoint import newest_checkpoint, read_checkpoint
+from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
+from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
 from convlstm.module import VideoPredictor
-from convlstm.pretrained import find_weights
 from datamodules import VideoDataModule
 
 DESCRIPTIONS = {
@@ -104,6 +105,8 @@ def run(verb: str, args: Sequence[str]) -> int:
                 auto_configure_optimizers=False,
                 args=[verb, *args],
             )
+        except Finished as end:
+            rank_zero_only(Console(soft_wrap=True, highlight=False).print)(end)
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
         except ValueError as error:
@@ -133,7 +136,7 @@ class VideoCLI(LightningCLI):
     """LightningCLI with a run directory, and checkpoints that go by the names `best` and `last`."""
 
     run_dir: Path
-    first_step = 0  # of this training: more than 0 where it continues another
+    start = Start()  # of a training
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -170,6 +173,17 @@ class VideoCLI(LightningCLI):
             "--nonfinite",
             type=NonFinite,
             default="stop",
+            help=text if subcommand == "fit" else SUPPRESS,
+        )
+        text = (
+            "Trained weights to start from, to train them on or on other data: weights that come "
+            "with the package (moving-mnist), a file of `convlstm export`, or a checkpoint. They "
+            "bring their network with them; how to train is the configuration's."
+        )
+        parser.add_argument(  # likewise: the other verbs look at the run's checkpoint
+            "--start_from",
+            type=str | None,
+            default=None,
             help=text if subcommand == "fit" else SUPPRESS,
         )
         if subcommand == "fit":
@@ -214,53 +228,30 @@ class VideoCLI(LightningCLI):
                 "trainer.val_check_interval must be above 0, got 0: to train without validations, "
                 "set trainer.limit_val_batches to 0"
             )
-        self._settle_checkpoint(config)
-
-    def _settle_checkpoint(self, config: Any) -> None:
-        """Turns `--resume`, `best` and `last` into a path."""
-        folder = self.run_dir / "checkpoints"
-        name = config.ckpt_path
-        checkpoint: dict[str, Any] | None = None
         if self.config.subcommand == "fit":
-            name, checkpoint = self._settle_resume(config, folder)
-        elif config.pretrained is not None:
-            if name is not None:
-                raise ValueError("give --pretrained or --ckpt_path, not both")
-            find_weights(config.pretrained)
-        elif name in (None, "best", "last"):
-            path = folder / f"{name or 'best'}.ckpt"
-            if name is None and not path.exists() and (folder / "last.ckpt").exists():
-                path = folder / "last.ckpt"  # a training without validations has no best one
-            name = str(path)
-        if name is not None and checkpoint is None:
-            checkpoint = read_checkpoint(name)
-        config.ckpt_path = name
-        if checkpoint is not None and self.config.subcommand == "fit":
-            _check_schedule(name, checkpoint, config.trainer.max_steps)
-            self.first_step = checkpoint.get("global_step", 0)
+            self.start = settle_start(config, self.run_dir, args)
+        else:
+            config.ckpt_path = tested_checkpoint(config, self.run_dir)
 
-    def _settle_resume(self, config: Any, folder: Path) -> tuple[str | None, dict[str, Any] | None]:
-        """The checkpoint that a training starts from, if any."""
-        if config.resume:
-            if config.ckpt_path is not None:
-                raise ValueError("give --resume or --ckpt_path, not both")
-            newest = newest_checkpoint(folder)
-            return (None, None) if newest is None else (str(newest[0]), newest[1])
-        if config.ckpt_path in ("best", "last"):
-            return str(folder / f"{config.ckpt_path}.ckpt"), None
-        if config.ckpt_path is None and any(folder.glob("[!.]*.ckpt")):
-            raise ValueError(
-                f"{self.run_dir} already holds a run: continue it with --resume, or name another "
-                "--run_dir"
-            )
-        return config.ckpt_path, None
+    def _parse_ckpt_path(self) -> None:
+        """Takes the model's options from the checkpoint that is tested, as Lightning does.
+
+        A training has been made sure to have those of the checkpoint that it continues.
+        """
+        if self.config.subcommand != "fit":
+            super()._parse_ckpt_path()
 
     def instantiate_classes(self) -> None:
-        """Makes trainer, data and model; that of `--pretrained` replaces the configuration's."""
+        """Makes trainer, data and model, with weights to start from or to test."""
         super().instantiate_classes()
-        pretrained = self.config[self.config.subcommand].get("pretrained")
+        verb = self.config.subcommand
+        pretrained = self.config[verb].get("pretrained")
         if pretrained is not None:
             self.model = VideoPredictor.from_pretrained(pretrained)
+        if verb == "fit":
+            self.start.apply(self.model)
+        trained = verb != "fit" or self.start.notice is not None
+        check_frames(self.model, self.datamodule, trained)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with what every run has."""
@@ -274,7 +265,7 @@ class VideoCLI(LightningCLI):
             logger = config.trainer.logger
             if logger in (None, True):
                 # Of a run that died, what was logged behind its checkpoint is logged again.
-                purge = self.first_step + 1 if self.first_step else None
+                purge = self.start.step + 1 if self.start.step else None
                 logger = TensorBoardLogger(self.run_dir, name="logs", version="", purge_step=purge)
             callbacks += self._fit_callbacks(config, bool(logger))
         elif verb == "test":
@@ -308,8 +299,13 @@ class VideoCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says what came of it."""
         console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
-        if kwargs.get("ckpt_path"):
-            console.print(f"Going on from step {self.first_step}: {kwargs['ckpt_path']}")
+        if self.trainer.is_global_zero:
+            # Lightning opens the logs before it asks for the data.
+            self.datamodule.trainer = self.trainer
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+        if self.start.notice is not None:
+            console.print(self.start.notice)
         count = sum(p.numel() for p in self.model.parameters())
         console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
         try:
@@ -326,29 +322,36 @@ class VideoCLI(LightningCLI):
             if error.code == 1 and self.trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
+        self._say_what_next(console)
+
+    def _say_what_next(self, console: Console) -> None:
+        """Which checkpoint there is, and what to do with it."""
+        folder = self.run_dir / "checkpoints"
         best = self.trainer.checkpoint_callback
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             score = f"val/mse {best.best_model_score:.2f}"
-            console.print(
-                f"Best checkpoint: {self.run_dir / 'checkpoints' / 'best.ckpt'} ({score})"
-            )
+            console.print(f"Best checkpoint: {folder / 'best.ckpt'} ({score})")
+        else:
+            step = f"step {self.trainer.global_step}"
+            console.print(f"Checkpoint: {folder / 'last.ckpt'} ({step}; no validation, so no best)")
+        console.print(f"Test it: convlstm test -c {self.run_dir / 'config.yaml'}")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validates, and says what."""
+        self._say_whose_metrics("Validating")
+        self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Tests without Lightning's own table."""
+        """Tests without Lightning's own table, and says what."""
+        self._say_whose_metrics("Testing")
         self.trainer.test(**kwargs, verbose=False)
+
+    def _say_whose_metrics(self, doing: str) -> None:
+        config = self.config[self.config.subcommand]
+        console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
+        console.print(f"{doing} {config.ckpt_path or f'the weights {config.pretrained}'}")
 
 
 def _default_run_dir(config: Any) -> Path:
     files = config.config or []
     return Path("runs") / (Path(str(files[0])).stem if files else "run")
-
-
-def _check_schedule(name: str, checkpoint: dict[str, Any], max_steps: int) -> None:
-    """A schedule that ends with the run cannot end with a longer one."""
-    for schedule in checkpoint.get("lr_schedulers", ()):
-        steps = schedule.get("total_steps", max_steps)
-        if steps != max_steps:
-            raise ValueError(
-                f"the learning rate of {name} was planned for {steps} steps: continue it with "
-                f"--trainer.max_steps {steps}, not {max_steps}"
-            )
