@@ -116,3 +116,11 @@ def test_weights_that_do_not_fit_the_options_are_one_line(tmp_path, checkpoint):
     with pytest.raises(ValueError, match=r"other\.ckpt: weights and options differ") as caught:
         VideoPredictor.load_from_checkpoint(tmp_path / "other.ckpt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_checkpoint_names_the_last_one_beside_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*best.ckpt$"):
+        read_checkpoint(tmp_path / "best.ckpt")
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"best.ckpt, but there is .*last.ckpt$"):
+        read_checkpoint(tmp_path / "best.ckpt")

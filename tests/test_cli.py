@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import convlstm.cli
 from convlstm import VideoPredictor
+from convlstm.callbacks import ProgressBar
 from convlstm.cli import VERBS, main, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -116,11 +117,66 @@ def test_a_run_that_is_to_be_resumed_and_has_no_checkpoint_yet_begins(config, ca
     assert "Going on" not in capsys.readouterr().out
 
 
-def test_a_training_without_validations_is_tested_with_its_last_weights(config, tmp_path):
+def test_a_training_without_validations_is_tested_with_its_last_weights(config, tmp_path, capsys):
     assert main(["fit", "-c", config, "--trainer.limit_val_batches", "0"]) == 0
     kept = {path.name for path in (tmp_path / "runs/small/checkpoints").iterdir()}
     assert kept == {"last.ckpt"}
+    last = "runs/small/checkpoints/last.ckpt"
+    printed = capsys.readouterr().out
+    assert f"Checkpoint: {last} (step 2; no validation, so no best)" in printed
+    assert "Test it: convlstm test -c runs/small/config.yaml" in printed
     assert main(["test", "-c", "runs/small/config.yaml"]) == 0
+    assert f"Testing {last}\n" in capsys.readouterr().out
+
+    best = "runs/small/checkpoints/best.ckpt"
+    for words in (
+        ["test", "-c", config, "--ckpt_path", "best"],
+        ["test", "-c", config, "--ckpt_path", best],
+        ["predict", "clip.gif", "--ckpt_path", best],
+        ["export", best, "shared.safetensors"],
+    ):
+        (tmp_path / "clip.gif").touch()
+        assert fails(capsys, 1, *words).endswith(f"no checkpoint at {best}, but there is {last}")
+
+
+def test_metrics_say_whose_they_are(config, capsys):
+    for verb, doing in (("test", "Testing"), ("validate", "Validating")):
+        assert main([verb, "-c", config, "--pretrained", "moving-mnist"]) == 0
+        assert f"{doing} the weights moving-mnist\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("root", ["nowhere", "empty"])
+def test_data_that_is_not_there_leaves_no_run(config, tmp_path, capsys, root):
+    (tmp_path / "empty").mkdir()
+    clips = {"class_path": "ClipDataModule", "init_args": {"root": root, "channels": 1}}
+    (tmp_path / "clips.yaml").write_text(yaml.safe_dump({**CONFIG, "data": clips}))
+    before = set(tmp_path.rglob("*"))
+    assert root in fails(capsys, 1, "fit", "-c", "clips.yaml")
+    assert capsys.readouterr().out == ""
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_progress_bar_counts_each_epoch_to_its_end_after_a_resume_too(config, monkeypatch):
+    shown = []
+    original = ProgressBar.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+        (task,) = (t for t in self.progress.tasks if t.id == self.train_progress_bar_id)
+        shown.append((task.completed, task.total))
+
+    monkeypatch.setattr(ProgressBar, "on_train_batch_end", on_train_batch_end)
+    words = ["fit", "-c", config, "--data.train_size", "12", "--trainer.max_steps", "5"]
+    # Three steps of two batches an epoch.
+    words += ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "2"]
+    assert main(words) == 0
+    first, second = [(i, 6) for i in range(1, 7)], [(i, 4) for i in range(1, 5)]
+    assert shown == [*first, *second]
+    for name in ("last", "best"):
+        Path(f"runs/small/checkpoints/{name}.ckpt").unlink()
+    shown.clear()
+    assert main([*words, "--resume"]) == 0
+    assert shown == second[-2:]
 
 
 def losses_become(value, step, monkeypatch):
@@ -231,7 +287,12 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit"], 2, "give a configuration file"),
         (["fit", "-c", "none.yaml"], 2, "none.yaml"),
         (["fit", "-c", "small.yaml", "--model.hidden_size", "4"], 2, "--model.hidden_size"),
-        (["fit", "-c", "small.yaml", "--trainer.max_steps", "many"], 2, "many"),
+        (["fit", "-c", "small.yaml", "--trainer.max_step", "5"], 2, "no option --trainer.max_step"),
+        (["fit", "-c", "small.yaml", "--resum"], 2, "there is no option --resum"),
+        (["predict", "clip.gif", "--step", "5"], 2, "there is no option --step 5"),
+        (["fit", "-c", "small.yaml", "--data", "Nope"], 2, "such as ClipDataModule, or null, got"),
+        (["fit", "-c", "small.yaml", "--model.downsample", "[1,2]"], 1, "[2], got [1, 2]"),
+        (["fit", "-c", "small.yaml", "--trainer.max_steps", "many"], 2, "number, got many"),
         (["fit", "-c", "small.yaml", "--data.digits", "letters"], 2, "convlstm fit: error: "),
         (["fit", "-c", "wrong.yaml"], 2, "hidden"),
         (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),

@@ -182,6 +182,10 @@ def test_a_comparison_forecasts_the_frames_that_the_clip_has(model, capsys, step
     forecast = forecast_of("clip")
     close(forecast, model.forecast(context, steps))
     assert lines[0].endswith("forecasts/clip.json")
+    said = (
+        "clip.npy: 4 of the 9 forecast frames could be compared, as the clip has 6 frames and 2 of"
+    )
+    assert any(line.startswith(said) for line in lines) == (known < steps)
     table = "\n".join(lines)
     for word in ("MSE", "the model", "the last frame", f"+{known}"):
         assert word in table
@@ -192,6 +196,16 @@ def test_a_comparison_forecasts_the_frames_that_the_clip_has(model, capsys, step
         assert written[name]["mse"] == pytest.approx(error.mean(), rel=1e-5)
         psnr = -10 * np.log10(error / truth[0].size)
         assert written[name]["psnr_by_lead_time"] == pytest.approx(psnr.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("out", ["file", "file/deep"])
+def test_an_out_that_is_a_file_is_blamed_itself(model, folder, capsys, out):
+    np.save("clip.npy", CLIP)
+    (folder / "file").touch()
+    _, errors = predict(capsys, 1, "clip.npy", *CKPT, "--out", out)
+    (error,) = errors
+    assert error.startswith("convlstm predict: error: --out must be a folder: ")
+    assert error.endswith("file is a file")
 
 
 def test_a_perfect_forecast_is_compared_as_one():
@@ -273,14 +287,6 @@ def test_a_clip_whose_forecast_cannot_be_written_is_named_and_those_before_it_st
     ]
     assert len(errors) == 3  # and the progress bar
     assert len(iio.imread("forecasts/b.gif", index=...)) == 2 + 10
-
-
-def test_a_folder_that_cannot_be_made_is_named(model, folder, capsys):
-    np.save("clip.npy", CLIP)
-    (folder / "file").write_text("")
-    lines, errors = predict(capsys, 1, "clip.npy", *CKPT, "--out", "file/out")
-    assert lines == []
-    assert errors == ["convlstm predict: error: clip.npy: file/out/clip.gif: Not a directory"]
 
 
 @pytest.mark.parametrize("where", ["forecast", "write"])

@@ -31,3 +31,14 @@ def test_load_takes_shipped_names():
     assert NAMES == ("moving-mnist",)
     clip = torch.zeros(10, 1, 64, 64)
     assert convlstm.load("moving-mnist").forecast(clip, 3).shape == (3, 1, 64, 64)
+
+
+def test_options_of_training_replace_those_that_come_with_the_weights():
+    model = VideoPredictor.from_pretrained("moving-mnist", learning_rate=1e-4, loss="mae")
+    theirs = VideoPredictor.from_pretrained("moving-mnist")
+    changed = {"learning_rate": 1e-4, "loss": "mae"}
+    assert dict(model.hparams) == {**theirs.hparams, **changed}
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    with pytest.raises(ValueError, match="weights and options differ"):
+        VideoPredictor.from_pretrained("moving-mnist", hidden_sizes=[8, 8])

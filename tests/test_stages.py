@@ -14,11 +14,11 @@ def test_up_undoes_the_size_of_down(factor):
 
 
 def test_one_number_serves_all_stages_and_a_list_each():
-    assert each(3, 2, "kernel_size") == [3, 3]
-    assert each([3, 5], 2, "kernel_size") == [3, 5]
+    assert each(3, (8, 16), "kernel_size") == [3, 3]
+    assert each([3, 5], (8, 16), "kernel_size") == [3, 5]
     for bad in (0, [3], [3, 0], []):
-        with pytest.raises(ValueError, match=r"kernel_size .* 2 stages"):
-            each(bad, 2, "kernel_size")
+        with pytest.raises(ValueError, match=r"kernel_size .* 2 stages of hidden_sizes \[8, 16\]"):
+            each(bad, (8, 16), "kernel_size")
 
 
 def test_a_stages_map_covers_the_padded_frame():

@@ -30,9 +30,10 @@ def check_frames(model: VideoPredictor, data: VideoDataModule, trained: bool) ->
             f"the model takes frames of {network.channels} channels, the data has {channels}: "
             + (" or ".join(ways) or "choose other data, or another model")
         )
-    size = getattr(data, "frame_size", network.only_size)
-    if network.only_size is not None and network.only_size != size:
-        height, width = network.only_size
+    only = network.only_size
+    size = getattr(data, "frame_size", only)
+    if only is not None and size != only:
+        height, width = only
         raise ValueError(
             f"peephole 'full' ties the model to frames of {height} x {width} pixels, the data has "
             f"{size[0]} x {size[1]}: give --data.frame_size [{height},{width}]"
