@@ -14,7 +14,7 @@ FULL = VideoPredictor(hidden_sizes=[2], peephole="full", frame_size=[32, 48])
     ("model", "data", "trained", "says"),
     [
         (GRAY, ClipDataModule(), True, "channels, the data has 3: give --data.channels 1$"),
-        (GRAY, ClipDataModule(), False, "--data.channels 1 or give --model.channels 3$"),
+        (GRAY, ClipDataModule(), False, "--data.channels 1 or --model.channels 3$"),
         (VideoPredictor(3), MovingMNISTDataModule(), False, "has 1: give --model.channels 1$"),
         (VideoPredictor(3), MovingMNISTDataModule(), True, "choose other data"),
         (

@@ -178,7 +178,7 @@ def test_weights_that_ship_and_checkpoints_can_be_started_from(config, source):
         (["--start_from", "."], ". is a folder"),
         (["--start_from", "rgb.safetensors"], "takes frames of 3 channels, the data has 1"),
         (["--start_from", "full.safetensors"], "frames of 16 x 16 pixels, the data has 32 x 32"),
-        (["--start_from", "torn.safetensors"], "the weights differ from their own options"),
+        (["--start_from", "torn.safetensors"], "torn.safetensors: weights and options differ"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(config, tmp_path, capsys, words, named):
@@ -220,7 +220,7 @@ def test_clips_are_told_which_channels_the_weights_take(config, tmp_path, capsys
     line = fails(capsys, 1, "fit", "-c", "clips.yaml", "--start_from", "moving-mnist")
     assert line.endswith("frames of 1 channels, the data has 3: give --data.channels 1")
     line = fails(capsys, 1, "fit", "-c", "clips.yaml")
-    assert line.endswith("give --data.channels 1 or give --model.channels 3")
+    assert line.endswith("give --data.channels 1 or --model.channels 3")
 
 
 def test_a_training_that_goes_on_keeps_the_models_options(config, capsys):

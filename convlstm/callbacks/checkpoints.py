@@ -81,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         That checkpoint is as old as the beginning of the last validation.
         """
         last = self.folder / "last.ckpt"
-        if trainer.is_global_zero and last.exists():
+        if trainer.is_global_zero and self._step == trainer.global_step:
             checkpoint = torch.load(last, map_location="cpu", weights_only=True)
             checkpoint["finished_epochs"] = trainer.current_epoch
             AtomicCheckpointIO().save_checkpoint(checkpoint, last)

@@ -1,6 +1,7 @@
 """Whether a model takes the frames that a datamodule has."""
 
 from inspect import signature
+from typing import Any
 
 from convlstm.module import VideoPredictor
 from datamodules import VideoDataModule
@@ -23,15 +24,15 @@ def check_frames(model: VideoPredictor, data: VideoDataModule, trained: bool) ->
     if channels != network.channels:
         ways = []
         if "channels" in signature(type(data)).parameters:
-            ways.append(f"give --data.channels {network.channels}")
+            ways.append(f"--data.channels {network.channels}")
         if not trained:
-            ways.append(f"give --model.channels {channels}")
+            ways.append(f"--model.channels {channels}")
         raise ValueError(
             f"the model takes frames of {network.channels} channels, the data has {channels}: "
-            + (" or ".join(ways) or "choose other data, or another model")
+            + (f"give {' or '.join(ways)}" if ways else "choose other data, or another model")
         )
     only = network.only_size
-    size = getattr(data, "frame_size", only)
+    size: Any = getattr(data, "frame_size", only)
     if only is not None and size != only:
         height, width = only
         raise ValueError(

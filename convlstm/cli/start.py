@@ -36,12 +36,14 @@ class Start:
     Attributes:
         step: Steps that are done already; 0 unless it continues a checkpoint.
         frame_size: [H, W] that the checkpoint was trained on, if known.
-        weights: State dict to start from; None to draw the first weights, or with a checkpoint.
+        source: Name or file of trained weights to start from, if any.
+        weights: Their state dict.
         notice: What the user should know of it.
     """
 
     step: int = 0
     frame_size: list[int] | None = None
+    source: str | None = None
     weights: dict[str, Tensor] | None = None
     notice: str | None = None
 
@@ -58,7 +60,7 @@ class Start:
                 model.load_state_dict(self.weights)
             except RuntimeError as error:
                 text = " ".join(str(error).split())
-                raise ValueError(f"the weights differ from their own options: {text}") from error
+                raise ValueError(f"{self.source}: weights and options differ: {text}") from error
 
 
 def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
@@ -87,7 +89,7 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
         notice = f"Starting from the weights {config.start_from}"
         if replaced:
             notice += f"; they bring their network with them: {replaced}"
-        return Start(weights=weights, notice=notice)
+        return Start(source=config.start_from, weights=weights, notice=notice)
     options = checkpoint["hyper_parameters"]
     if config.resume:
         _keep_origin(config, run_dir)
