@@ -44,12 +44,14 @@ class Carry(NamedTuple):
         size: (H, W) of the frames in pixels, before they are padded.
         memory: What attention looks back at, stage by stage: it grows with the frames read; empty
             without attention.
+        anchor: The last frame read, like `last`: what a residual network adds to; else None.
     """
 
     states: list[State]
     last: Tensor
     size: tuple[int, int]
     memory: list[Memory]
+    anchor: Tensor | None
 
 
 class EncoderForecaster(nn.Module):
@@ -72,6 +74,9 @@ class EncoderForecaster(nn.Module):
     stage looks back, at every step, at the hidden states of its encoder stage in all context frames
     (`ContextAttention`).
 
+    A `residual` network forecasts how each frame will differ from the last one of the context, and
+    adds it to that frame: what stands still stays sharp. Untrained it repeats the last frame.
+
     The classic LSTM on flattened frames, "FC-LSTM", is the case of 1×1 kernels and one patch as
     large as the frame.
 
@@ -93,6 +98,7 @@ class EncoderForecaster(nn.Module):
         bidirectional: Whether the encoder reads the context in both directions.
         attention: Side of the neighbourhood, in map points, in which each point of the forecaster's
             maps looks back at all context frames: odd; 1 for its own place, 0 for no attention.
+        residual: Whether forecasts are added to the last frame of the context; for output "linear".
         checkpoint_every: Steps of a segment that the backward pass computes again, for less memory;
             0 to keep everything; see `ConvLSTM`. Segments of the autoregressive forecaster are
             single steps.
@@ -118,6 +124,7 @@ class EncoderForecaster(nn.Module):
         readout: Readout = "all",
         bidirectional: bool = False,
         attention: int = 0,
+        residual: bool = False,
         checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
@@ -138,6 +145,11 @@ class EncoderForecaster(nn.Module):
             )
         if output not in ("linear", "sigmoid"):
             raise ValueError(f"output must be 'linear' or 'sigmoid', got {output!r}")
+        if residual and output != "linear":
+            raise ValueError(
+                "residual forecasts are added to pixels: output must be 'linear' (any loss but "
+                f"cross_entropy), got {output!r}"
+            )
         if readout not in ("all", "last"):
             raise ValueError(f"readout must be 'all' or 'last', got {readout!r}")
         if peephole == "full" and frame_size is None:
@@ -158,6 +170,7 @@ class EncoderForecaster(nn.Module):
         self.output = output
         self.readout = readout
         self.bidirectional = bidirectional
+        self.residual = residual
         self.only_size = tuple(frame_size) if frame_size and peephole == "full" else None
         # Pixels a map point covers, stage by stage; frames are padded to a multiple of the last.
         strides = [patch_size * math.prod(factors[: stage + 1]) for stage in range(stages)]
@@ -201,6 +214,10 @@ class EncoderForecaster(nn.Module):
         )
         last = hidden_sizes[-1] if self.autoregressive else hidden_sizes[0]
         self.head = nn.Conv2d(sum(hidden_sizes) if readout == "all" else last, depth, 1)
+        if residual:
+            nn.init.zeros_(self.head.weight)
+            assert self.head.bias is not None
+            nn.init.zeros_(self.head.bias)
 
     def forward(
         self,
@@ -242,7 +259,8 @@ class EncoderForecaster(nn.Module):
                 raise ValueError(
                     "a bidirectional encoder has seen what follows: it cannot forecast its context"
                 )
-            read = self._read_out([h[:-1] for h in hidden], carry.last.shape[3:])
+            before = self._patches(frames[:, :-1]) if self.residual else None
+            read = self._read_out([h[:-1] for h in hidden], carry.last.shape[3:], before)
             raw = torch.cat([self._frames(read, carry.size), raw], dim=1)
         return raw if logits else self._activate(raw)
 
@@ -303,7 +321,7 @@ class EncoderForecaster(nn.Module):
                 attention = self.attention[stage]
                 assert isinstance(attention, ContextAttention)
                 memory.append(attention.remember(x, remembered[stage]))
-        return Carry(states, last, size, memory), hidden
+        return Carry(states, last, size, memory, last if self.residual else None), hidden
 
     def unroll(self, carry: Carry, steps: int) -> tuple[Tensor, Carry]:
         """Forecasts the frames that follow those that were read, or forecast before.
@@ -336,7 +354,7 @@ class EncoderForecaster(nn.Module):
             raw, states = self._feed_back(carry, steps, hints, teacher_forcing)
         else:
             raw, states = self._run_free(carry, steps)
-        after = Carry(states, self._activate(raw[-1:]).clone(), carry.size, carry.memory)
+        after = carry._replace(states=states, last=self._activate(raw[-1:]).clone())
         return self._frames(raw, carry.size), after
 
     @torch.no_grad()
@@ -399,7 +417,7 @@ class EncoderForecaster(nn.Module):
             hidden.insert(0, x)
             if stage > 0:
                 x = over_time(self.forecaster_up[stage - 1], x)
-        return self._read_out(hidden, carry.last.shape[3:]), states
+        return self._read_out(hidden, carry.last.shape[3:], carry.anchor), states
 
     def _feed_back(
         self, carry: Carry, steps: int, truth: Tensor | None, teacher_forcing: float
@@ -421,7 +439,7 @@ class EncoderForecaster(nn.Module):
                 x, states[stage] = layer(over_time(smaller, x), states[stage])
                 x = self._attend(stage, x, carry)
                 hidden.append(x)
-            raw.append(self._read_out(hidden, size))
+            raw.append(self._read_out(hidden, size, carry.anchor))
         return torch.cat(raw), states
 
     def _attend(self, stage: int, hidden: Tensor, carry: Carry) -> Tensor:
@@ -430,12 +448,16 @@ class EncoderForecaster(nn.Module):
         attended, _ = self.attention[stage](hidden, carry.memory[stage])
         return attended
 
-    def _read_out(self, hidden: list[Tensor], size: torch.Size) -> Tensor:
-        """1×1 convolution over hidden states (S, B, H, h, w), at the patches' resolution."""
+    def _read_out(self, hidden: list[Tensor], size: torch.Size, anchor: Tensor | None) -> Tensor:
+        """1×1 convolution over hidden states (S, B, H, h, w), at the patches' resolution.
+
+        Of a residual network it is added to the anchor (1 or S, B, p·p·C, h, w).
+        """
         if self.readout == "last":
             hidden = [hidden[-1 if self.autoregressive else 0]]
         maps = [resize(h.flatten(0, 1), size) for h in hidden]
-        return self.head(torch.cat(maps, dim=1)).unflatten(0, hidden[0].shape[:2])
+        patches = self.head(torch.cat(maps, dim=1)).unflatten(0, hidden[0].shape[:2])
+        return patches if anchor is None else anchor + patches
 
     def _activate(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(raw) if self.output == "sigmoid" else raw

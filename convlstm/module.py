@@ -48,6 +48,8 @@ class VideoPredictor(Inference, pl.LightningModule):
         bidirectional: Whether the encoder reads the context in both directions.
         attention: Side of the neighbourhood, in map points, in which the forecaster looks back at
             all context frames: odd; 1 for each point's own place, 0 for no attention.
+        residual: Whether forecasts are added to the last frame of the context, so that what stands
+            still stays sharp; not for the loss "cross_entropy".
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
         optimizer: "adam" or "adamw".
         learning_rate: The schedule's peak.
@@ -81,6 +83,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         readout: Readout = "all",
         bidirectional: bool = False,
         attention: int = 0,
+        residual: bool = False,
         loss: Loss = "mse",
         optimizer: Literal["adam", "adamw"] = "adam",
         learning_rate: float = 1e-3,
@@ -136,6 +139,7 @@ class VideoPredictor(Inference, pl.LightningModule):
             readout=readout,
             bidirectional=bidirectional,
             attention=attention,
+            residual=residual,
             checkpoint_every=checkpoint_every,
         )
         self.loss = LOSSES[loss]

@@ -7,13 +7,15 @@ from convlstm import VideoPredictor
 from convlstm.cli import main
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    model = VideoPredictor(patch_size=2, hidden_sizes=[4])
-    path = tmp_path / "best.ckpt"
+def save(model, path):
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save({**content, "pytorch-lightning_version": "2.6.6"}, path)
     return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save(VideoPredictor(patch_size=2, hidden_sizes=[4]), tmp_path / "best.ckpt")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -26,6 +28,17 @@ def test_an_exported_checkpoint_forecasts_as_before(tmp_path, checkpoint, dtype,
     after = VideoPredictor.from_pretrained(out).forecast(clip, 2)
     # float16 keeps 11 bits of each weight
     torch.testing.assert_close(after, before, rtol=0, atol=0 if dtype == "float32" else 2e-3)
+
+
+def test_a_residual_model_stays_one(tmp_path):
+    """Untrained it repeats the last frame, exactly; a plain model of its weights shows black."""
+    model = VideoPredictor(patch_size=2, hidden_sizes=[4], residual=True)
+    saved, out = save(model, tmp_path / "best.ckpt"), tmp_path / "model.safetensors"
+    assert main(["export", str(saved), str(out)]) == 0
+    clip = torch.rand(3, 1, 8, 8)
+    for path in (saved, out):
+        forecast = VideoPredictor.from_pretrained(path).forecast(clip, 2)
+        assert torch.equal(forecast, clip[-1:].expand(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from convlstm.forecaster import EncoderForecaster
 
@@ -101,19 +102,21 @@ def variety(kind, cell, **options):
         forecaster=kind,
         **options,
     )
+    nn.init.normal_(network.head.weight, std=0.3)  # a residual network's are zero to begin with
     return network.double(), torch.rand(2, 5, 1, 13, 10, dtype=torch.float64)
 
 
 def tensors(carry):
     parts = [state if isinstance(state, tuple) else (state,) for state in carry.states]
-    return [carry.last, *(part for state in parts for part in state)]
+    anchor = [] if carry.anchor is None else [carry.anchor]
+    return [carry.last, *anchor, *(part for state in parts for part in state)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("attention", [0, 3])
-def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell, attention):
-    network, frames = variety(kind, cell, attention=attention)
+@pytest.mark.parametrize("options", [{}, {"attention": 3}, {"residual": True}])
+def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell, options):
+    network, frames = variety(kind, cell, **options)
     expected = network(frames, 4)
     carry = network.encode(frames[:, :1])
     for t in range(1, 4):
@@ -129,9 +132,10 @@ def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell, at
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("residual", [False, True])
 @torch.no_grad()
-def test_a_carry_keeps_nothing_of_the_frames_behind_it(kind, cell):
-    network, frames = variety(kind, cell)
+def test_a_carry_keeps_nothing_of_the_frames_behind_it(kind, cell, residual):
+    network, frames = variety(kind, cell, residual=residual)
 
     def held(carry):
         return sum(part.untyped_storage().nbytes() for part in tensors(carry))
@@ -376,6 +380,7 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
         ({"attention": 2}, "attention .* 2"),
         ({"attention": -1}, "attention .* -1"),
         ({"cell": "gru", "peephole": "channel"}, "'channel' with 'gru'"),
+        ({"residual": True, "output": "sigmoid"}, "residual .* 'sigmoid'"),
     ],
 )
 def test_bad_arguments_name_value_and_expectation(arguments, named):
@@ -409,6 +414,38 @@ def test_an_encoder_that_knows_what_follows_cannot_forecast_its_context():
     network, frames = variety("unconditional", "lstm", bidirectional=True)
     with pytest.raises(ValueError, match="has seen what follows"):
         network(frames, 3, context_too=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(16, 16), (13, 10)])
+def test_an_untrained_residual_network_repeats_the_last_frame(kind, size):
+    network = EncoderForecaster(
+        patch_size=2, hidden_sizes=[3, 4], downsample=2, forecaster=kind, residual=True
+    )
+    frames = torch.rand(2, 5, 1, *size)
+    both = network(frames, 3, context_too=True)
+    assert torch.equal(both[:, :4], frames[:, :4])  # of each context frame the one before it
+    assert torch.equal(both[:, 4:], frames[:, 4:].expand(2, 3, 1, *size))
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("unconditional", 3), ("autoregressive", 1)])
+def test_a_residual_network_adds_to_the_last_frame_what_a_plain_one_forecasts(kind, steps):
+    plain, frames = variety(kind, "lstm")
+    residual, _ = variety(kind, "lstm", residual=True)
+    residual.load_state_dict(plain.state_dict())
+    changes = plain(frames, steps, context_too=True)
+    expected = torch.cat([frames[:, :4], frames[:, 4:].expand(2, steps, 1, 13, 10)], 1) + changes
+    forecast = residual(frames, steps, context_too=True)
+    torch.testing.assert_close(forecast, expected, rtol=0, atol=1e-12)
+
+
+def test_an_autoregressive_residual_network_reads_whole_frames():
+    """Not the changes alone: the second step reads what the first one gave."""
+    network, frames = variety("autoregressive", "lstm", residual=True)
+    frames = frames[..., :12, :8]  # without padding, which a truth has anew
+    free = network(frames, 3)
+    forced = network(frames, 3, truth=free, teacher_forcing=1.0)
+    torch.testing.assert_close(forced, free, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])

@@ -15,9 +15,14 @@ def build(**options):
 def staged(kind, cell="lstm", **options):
     """A model of two stages, in double precision, and two clips whose odd frames it pads."""
     model = build(hidden_sizes=[3, 4], downsample=[1, 2], forecaster=kind, cell=cell, **options)
-    with torch.no_grad():
-        model.network.head.bias.fill_(0.5)  # so that the forecasts are not clipped
-    return model.double(), torch.rand(2, 6, 1, 13, 10, dtype=torch.float64)
+    clips = torch.rand(2, 6, 1, 13, 10, dtype=torch.float64)
+    with torch.no_grad():  # so that the forecasts are not clipped
+        if model.network.residual:
+            model.network.head.weight.normal_(std=0.1)
+            clips = 0.25 + clips / 2
+        else:
+            model.network.head.bias.fill_(0.5)
+    return model.double(), clips
 
 
 @pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
@@ -97,8 +102,9 @@ def test_arrays_in_arrays_out():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_stream_forecasts_what_forecast_does(kind, cell):
-    model, clips = staged(kind, cell)
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_stream_forecasts_what_forecast_does(kind, cell, residual):
+    model, clips = staged(kind, cell, residual=residual)
     expected = model.forecast(clips, 5)
     state = model.begin(clips)
     frames = []
@@ -111,8 +117,11 @@ def test_a_stream_forecasts_what_forecast_does(kind, cell):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_camera_forecasts_at_any_time_what_forecast_does_from_all_its_frames(kind, cell):
-    model, clips = staged(kind, cell)
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_camera_forecasts_at_any_time_what_forecast_does_from_all_its_frames(
+    kind, cell, residual
+):
+    model, clips = staged(kind, cell, residual=residual)
     state = model.begin(clips[:, :2])
     for t in range(2, 6):
         expected = model.forecast(clips[:, :t], 3)
@@ -161,14 +170,19 @@ def test_a_stream_of_one_clip_takes_and_gives_frames_without_a_batch_axis():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stream_grows_neither_with_the_frames_observed_nor_with_those_forecast(kind):
-    model, clips = staged(kind)
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_stream_grows_neither_with_the_frames_observed_nor_with_those_forecast(kind, residual):
+    model, clips = staged(kind, residual=residual)
 
     def held(state):
         parts = [
             part
             for carry in (state.seen, state.ahead)
-            for part in (carry.last, *(part for pair in carry.states for part in pair))
+            for part in (
+                carry.last,
+                *([carry.anchor] if residual else []),
+                *(part for pair in carry.states for part in pair),
+            )
         ]
         return sum(
             {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parts}.values()

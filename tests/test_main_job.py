@@ -12,14 +12,15 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import yaml
-from clip_files import moving, write_gif, write_video
+from clip_files import moving, write_folder, write_gif, write_video
 
 from convlstm.cli import demo
 
 ROOT = Path(__file__).parent.parent
+FOOTAGE = (ROOT / "docs" / "footage.md").read_text(encoding="utf-8")
 FORECASTING = (ROOT / "docs" / "forecasting.md").read_text(encoding="utf-8")
-TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BASE = ROOT / "configs" / "moving_mnist.yaml"  # what an overlay, which has no data, is laid over
 # A run's end to end check needs no good model.
@@ -115,6 +116,25 @@ def test_the_readmes_commands_run(tmp_path):
     for code in [*blocks("python"), *blocks("python", FORECASTING), short]:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert len(iio.imread(tmp_path / "forecast.gif")) == 30
+
+
+def test_the_page_on_footage_runs_on_a_clip_in_the_place_of_its_own(tmp_path):
+    """The real one is not ours to bring; this one lies where the page says that it does."""
+    prepare, compare = blocks("python", FOOTAGE)
+    lines = [line for block in blocks("bash", FOOTAGE) for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("convlstm ")]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    clip = tmp_path / re.search(r'read_clip\("(.+)"\)', prepare)[1]
+    clip.parent.mkdir(parents=True)
+    write_folder(clip, moving(200)[..., 2], ".pgm")
+    subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True)
+    assert len(list((tmp_path / "footage" / "train").iterdir())) == 16
+    for verb, *words in commands:
+        convlstm(verb, *words, *(SMALL if verb == "fit" else []), cwd=tmp_path)
+    assert [verb for verb, *_ in commands] == ["fit", "test", "predict"]
+    assert (tmp_path / "forecasts" / "footage" / "00000.gif").exists()
+    assert np.load(tmp_path / "forecasts" / f"{clip.name}.npy").shape == (20, 1, 64, 64)
+    subprocess.run([sys.executable, "-c", compare], cwd=tmp_path, check=True)
 
 
 def test_the_readmes_files_exist():
