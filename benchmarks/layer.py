@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm import ConvLSTM
+from convlstm.allocator import keep_freed_memory
 
 OURS, SEGMENTS, TEXTBOOK, KERAS, FLOOR = COLUMNS = (
     "this project",
@@ -228,7 +229,7 @@ def peak_memory(case: Case, column: str, precision: str, device: str, threads: i
 
 
 def _peak_resident(case: Case, column: str, precision: str, threads: int) -> float:
-    torch.set_num_threads(threads)
+    set_up(threads)
     passes(TINY, column, precision)[1]()  # what is loaded on first use does not count
     _, train = passes(case, column, precision)
     before = largest_resident_size()
@@ -282,12 +283,18 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
             print(f"| {name} | {precision} | " + " | ".join(cells) + " |", flush=True)
 
 
-@contextmanager
-def settings(threads: int) -> Iterator[None]:
-    """Threads, and no denormals."""
-    before = torch.get_num_threads()
+def set_up(threads: int) -> None:
+    """Threads, no denormals, and freed memory kept."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
+
+
+@contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """Threads, and the processor as the project trains on it: for all columns alike."""
+    before = torch.get_num_threads()
+    set_up(threads)
     try:
         yield
     finally:

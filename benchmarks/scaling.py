@@ -44,8 +44,7 @@ def growth(case: layer.Case, name: str, repeats: int, threads: int) -> None:
 
 def _rate(case: layer.Case, threads: int, repeats: int, barrier: Barrier) -> float:
     """Sequences/s of one process that starts together with others."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    layer.set_up(threads)
     _, train = layer.passes(case, OURS, "bf16")
     train()
     barrier.wait()

@@ -23,7 +23,7 @@ FLOORS = [
     {"kernels"},
     {"cells"},
     {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels", "attention"},
-    {"convolution", "files", "pretrained"},
+    {"allocator", "convolution", "files", "pretrained"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))
