@@ -39,7 +39,7 @@ def render_on_device(digits: Tensor, positions: Tensor, frame_size: tuple[int, i
     """`render`, on the device of the tensors.
 
     It goes pixel by pixel, because not every device can write to overlapping views. On a CPU that
-    takes four times as long.
+    takes more than twice as long.
     """
     sequences, steps, count, _ = positions.shape
     height, width = frame_size
