@@ -4,8 +4,9 @@
 
 Every path on CUDA (plain PyTorch and Triton, each recurrence, with and without a first state) is
 compared with plain PyTorch on the CPU in float32 without TF32, and under bfloat16 autocast; then
-`layer.py` measures its cases there. The last lines are a table of what held. Without a GPU,
-`--rehearse` runs the same on the CPU, through Triton's interpreter, with tiny sizes.
+`layer.py` measures its cases there, and `recipe.py` what `torch.compile` gives. The last lines are
+a table of what held. Without a GPU, `--rehearse` runs the same on the CPU, through Triton's
+interpreter, with tiny sizes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 from collections.abc import Iterator
 
 import layer
+import recipe
 import torch
 from torch import Tensor
 
@@ -111,6 +113,10 @@ def main() -> int:
         case = layer.TINY if args.rehearse else layer.CASES[letter]
         print(f"\n({letter}) {case}; fp32 with TF32\n")
         layer.table(case, list(layer.PRECISIONS), args.repeats, device, torch.get_num_threads())
+
+    for batch in [1] if args.rehearse else [4, 64]:
+        print(f"\nThe network of configs/moving_mnist.yaml, batch {batch}\n")
+        recipe.compilation(batch, device, 1 if args.rehearse else args.repeats)
 
     wrong = [name for name, error, bound in found if not error <= bound]
     print(f"\n{len(found) - len(wrong)} of {len(found)} comparisons held")

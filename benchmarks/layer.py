@@ -1,14 +1,15 @@
-"""Measures `ConvLSTM` against a textbook cell, Keras' `ConvLSTM2D` and the bare convolutions.
+"""Measures the layers against textbook cells, Keras' `ConvLSTM2D` and the bare convolutions.
 
     python benchmarks/layer.py --threads 2
 
 In one run, interleaved, medians; forward without gradients, and a training step (forward, and
 backward from a given gradient). Columns: this project; this project with `checkpoint_every` 5; a
 textbook cell (concatenate, convolve, split; autograd, channels first); Keras on PyTorch, where it
-is installed; the floor: the same convolutions alone, the input's in one call over all steps,
-channels last, in the same precision. On a CPU peak memory is the growth of the largest resident
-size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is the allocator's
-peak. Run it on an idle machine: threads that wait for each other lose most.
+is installed (`pip install keras`); the floor: the same convolutions alone, the input's in one call
+over all steps, channels last, in the same precision. On a CPU peak memory is the growth of the
+largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is
+the allocator's peak. With one thread times are the processor's, which hardly depend on what else
+the machine does; with more, run it on an idle machine: threads that wait for each other lose most.
 """
 
 import argparse
@@ -27,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlstm import ConvLSTM
+from convlstm import ConvGRU, ConvLSTM, ConvRNN
+from convlstm.allocator import keep_freed_memory
 
 OURS, SEGMENTS, TEXTBOOK, KERAS, FLOOR = COLUMNS = (
     "this project",
@@ -51,11 +53,18 @@ class Case:
     size: int
     batch: int
     steps: int = 20
+    cell: str = "lstm"
+
+    @property
+    def gates(self) -> int:
+        """Channels that a hidden convolution gives for each of the hidden state's."""
+        return {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
 
     def __str__(self) -> str:
         return (
-            f"{self.layers} x {self.hidden} channels, {self.kernel} x {self.kernel}, input "
-            f"{self.channels} x {self.size} x {self.size}, {self.steps} steps, batch {self.batch}"
+            f"{self.cell.upper()}, {self.layers} x {self.hidden} channels, "
+            f"{self.kernel} x {self.kernel}, input {self.channels} x {self.size} x {self.size}, "
+            f"{self.steps} steps, batch {self.batch}"
         )
 
 
@@ -63,6 +72,8 @@ CASES = {
     "a16": Case(4, 16, 128, 5, 16, 16),
     "a64": Case(4, 16, 128, 5, 16, 64),
     "b": Case(3, 16, 64, 3, 16, 8),
+    "b-gru": Case(3, 16, 64, 3, 16, 8, cell="gru"),
+    "b-rnn": Case(3, 16, 64, 3, 16, 8, cell="rnn"),
     "c": Case(2, 1, 64, 3, 64, 4),
 }
 TINY = Case(2, 1, 4, 3, 4, 2, 3)
@@ -71,26 +82,85 @@ TINY = Case(2, 1, 4, 3, 4, 2, 3)
 class Textbook(nn.Module):
     """What one finds in tutorials."""
 
-    def __init__(self, layers: int, channels: int, hidden: int, kernel: int) -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
-        sizes = [channels] + [hidden] * (layers - 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(size + hidden, 4 * hidden, kernel, padding=kernel // 2) for size in sizes
-        )
-        self.hidden = hidden
+        sizes = [case.channels] + [case.hidden] * (case.layers - 1)
+        self.layers = nn.ModuleList(TEXTBOOK_CELLS[case.cell](size, case) for size in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states (B, T, H, h, w) of x (B, T, C, h, w)."""
-        for convolution in self.convolutions:
-            h = c = x.new_zeros(x.shape[0], self.hidden, *x.shape[3:])
+        for layer in self.layers:
+            state = None
             outputs = []
             for t in range(x.shape[1]):
-                i, f, g, o = convolution(torch.cat([x[:, t], h], dim=1)).chunk(4, dim=1)
-                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-                h = torch.sigmoid(o) * torch.tanh(c)
+                h, state = layer(x[:, t], state)
                 outputs.append(h)
             x = torch.stack(outputs, dim=1)
         return x
+
+
+class _TextbookCell(nn.Module):
+    """One convolution of input and hidden state together."""
+
+    def __init__(self, channels: int, case: Case) -> None:
+        super().__init__()
+        self.hidden = case.hidden
+        self.convolution = nn.Conv2d(
+            channels + case.hidden, case.gates * case.hidden, case.kernel, padding=case.kernel // 2
+        )
+
+    def zero(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[0], self.hidden, *x.shape[2:])
+
+
+class TextbookLSTM(_TextbookCell):
+    """Gates i, f, g, o; the state is (h, c)."""
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """New hidden state, and the state."""
+        h, c = state or (self.zero(x), self.zero(x))
+        i, f, g, o = self.convolution(torch.cat([x, h], dim=1)).chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h, (h, c)
+
+
+class TextbookGRU(nn.Module):
+    """Two convolutions, because the reset gate multiplies only what comes from the hidden state."""
+
+    def __init__(self, channels: int, case: Case) -> None:
+        super().__init__()
+        size, padding = case.gates * case.hidden, case.kernel // 2
+        self.hidden = case.hidden
+        self.from_x = nn.Conv2d(channels, size, case.kernel, padding=padding)
+        self.from_h = nn.Conv2d(case.hidden, size, case.kernel, padding=padding)
+
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """New hidden state, which is also the state."""
+        if h is None:
+            h = x.new_zeros(x.shape[0], self.hidden, *x.shape[2:])
+        r, z, n = self.from_x(x).chunk(3, dim=1)
+        r_h, z_h, n_h = self.from_h(h).chunk(3, dim=1)
+        z = torch.sigmoid(z + z_h)
+        n = torch.tanh(n + torch.sigmoid(r + r_h) * n_h)
+        h = (1 - z) * n + z * h
+        return h, h
+
+
+class TextbookRNN(_TextbookCell):
+    """Only the hidden state."""
+
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """New hidden state, which is also the state."""
+        h = self.zero(x) if h is None else h
+        h = torch.tanh(self.convolution(torch.cat([x, h], dim=1)))
+        return h, h
+
+
+TEXTBOOK_CELLS = {"lstm": TextbookLSTM, "gru": TextbookGRU, "rnn": TextbookRNN}
+LAYERS = {"lstm": ConvLSTM, "gru": ConvGRU, "rnn": ConvRNN}
 
 
 class Keras(nn.Module):
@@ -129,11 +199,11 @@ def floor_steps(
             grad, x, w, None, [1, 1], same, [1, 1], False, [0, 0], 1, mask
         )
 
-    gates, one_gates = maps(steps * batch, 4 * hidden), maps(batch, 4 * hidden)
+    all_gates, gates = maps(steps * batch, case.gates * hidden), maps(batch, case.gates * hidden)
     states, state = maps(steps * batch, hidden), maps(batch, hidden)
-    w_hh = maps(4 * hidden, hidden, kernel)
+    w_hh = maps(case.gates * hidden, hidden, kernel)
     sizes = [case.channels] + [hidden] * (case.layers - 1)
-    inputs = [(maps(steps * batch, c), maps(4 * hidden, c, kernel)) for c in sizes]
+    inputs = [(maps(steps * batch, c), maps(case.gates * hidden, c, kernel)) for c in sizes]
 
     def forward() -> None:
         with torch.no_grad():
@@ -147,9 +217,9 @@ def floor_steps(
         with torch.no_grad():
             for layer, (x, w_ih) in enumerate(inputs):
                 for _ in range(steps - 1):
-                    backward(one_gates, state, w_hh, [True, False, False])
-                backward(gates[batch:], states[batch:], w_hh, [False, True, False])
-                backward(gates, x, w_ih, [layer > 0, True, False])
+                    backward(gates, state, w_hh, [True, False, False])
+                backward(all_gates[batch:], states[batch:], w_hh, [False, True, False])
+                backward(all_gates, x, w_ih, [layer > 0, True, False])
 
     return forward, train
 
@@ -157,11 +227,12 @@ def floor_steps(
 def build(case: Case, column: str) -> nn.Module:
     """The network of a column."""
     if column == TEXTBOOK:
-        return Textbook(case.layers, case.channels, case.hidden, case.kernel)
+        return Textbook(case)
     if column == KERAS:
         return Keras(case)
     every = EVERY if column == SEGMENTS else 0
-    return ConvLSTM(case.channels, case.hidden, case.kernel, case.layers, checkpoint_every=every)
+    layer = LAYERS[case.cell]
+    return layer(case.channels, case.hidden, case.kernel, case.layers, checkpoint_every=every)
 
 
 def passes(
@@ -197,15 +268,17 @@ def passes(
 
 def measure(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each, all taking turns."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             wait(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             wait(device)
             if repeat > 0:  # the first is warm-up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -228,7 +301,7 @@ def peak_memory(case: Case, column: str, precision: str, device: str, threads: i
 
 
 def _peak_resident(case: Case, column: str, precision: str, threads: int) -> float:
-    torch.set_num_threads(threads)
+    set_up(threads)
     passes(TINY, column, precision)[1]()  # what is loaded on first use does not count
     _, train = passes(case, column, precision)
     before = largest_resident_size()
@@ -243,9 +316,10 @@ def largest_resident_size() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def columns() -> list[str]:
+def columns(case: Case) -> list[str]:
     """Those that can be measured here."""
-    return [name for name in COLUMNS if name != KERAS or importlib.util.find_spec("keras")]
+    keras = case.cell == "lstm" and importlib.util.find_spec("keras")
+    return [name for name in COLUMNS if name != KERAS or keras]
 
 
 def table(case: Case, precisions: list[str], repeats: int, device: str, threads: int) -> None:
@@ -256,9 +330,9 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
     )
     print(" training, sequences/s | forward, sequences/s | peak, × textbook fp32 | peak, MiB |")
     print("|" + "---|" * 9)
-    first_peak = None
+    exact_peak = None
     for precision in precisions:
-        names = columns()
+        names = columns(case)
         pairs = {name: passes(case, name, precision, device) for name in names}
         forward = measure({name: pair[0] for name, pair in pairs.items()}, repeats, device)
         train = measure({name: pair[1] for name, pair in pairs.items()}, repeats, device)
@@ -268,7 +342,8 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
             for name in names
             if name != FLOOR
         }
-        first_peak = first_peak or peaks[TEXTBOOK]
+        if precision == "fp32":
+            exact_peak = peaks[TEXTBOOK]
         for name in names:
             cells = [
                 f"{train[TEXTBOOK] / train[name]:.2f}",
@@ -276,18 +351,24 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
                 f"{forward[FLOOR] / forward[name]:.0%}",
                 f"{case.batch / train[name]:.3g}",
                 f"{case.batch / forward[name]:.3g}",
-                f"{peaks[name] / first_peak:.2f}" if name in peaks else "",
+                f"{peaks[name] / exact_peak:.2f}" if name in peaks and exact_peak else "",
                 f"{peaks[name]:.0f}" if name in peaks else "",
             ]
             print(f"| {name} | {precision} | " + " | ".join(cells) + " |", flush=True)
 
 
-@contextmanager
-def settings(threads: int) -> Iterator[None]:
-    """Threads, and no denormals."""
-    before = torch.get_num_threads()
+def set_up(threads: int) -> None:
+    """Threads, no denormals, and freed memory kept."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
+
+
+@contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """Threads, and the processor as the project trains on it: for all columns alike."""
+    before = torch.get_num_threads()
+    set_up(threads)
     try:
         yield
     finally:
@@ -309,7 +390,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {args.threads} threads")
     with settings(args.threads):
         for letter in args.cases:
-            case = TINY if args.tiny else CASES[letter]
+            case = CASES[letter]
+            case = replace(TINY, cell=case.cell) if args.tiny else case
             case = replace(case, steps=args.steps or case.steps)
             print(f"\n({letter}) {case}\n")
             table(case, args.precisions, args.repeats, args.device, args.threads)

@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py --threads 2
 
-One layer of case (b) of `layer.py`, in bfloat16 autocast: milliseconds of a training step and peak
-memory against the number of steps, the side of the frame and the batch; then two processes of one
-thread each, at once, against one process of two threads; then what eight GPUs should give on paper,
-from the bytes of the gradients and a given step time.
+One layer of case (b) of `layer.py`, in bfloat16 autocast: milliseconds of a training step against
+the number of steps, the side of the frame and the batch; peak memory against the number of steps;
+then two processes of one thread each, at once, against one process of two threads; then what eight
+GPUs should give on paper, from the bytes of the gradients and a given step time. Times need an idle
+machine, unless --threads is 1 (see `layer.py`); memory does not.
 """
 
 import argparse
@@ -27,25 +28,29 @@ GROWTH = {
 }
 
 
-def growth(case: layer.Case, name: str, repeats: int, threads: int) -> None:
-    print(
-        f"\n| {name} | ms a training step | ns a pixel and frame | peak, MiB | checkpoint_every |"
-    )
-    print("|---|---|---|---|---|")
+def growth(case: layer.Case, name: str, repeats: int) -> None:
+    print(f"\n| {name} | ms a training step | ns a pixel and frame |")
+    print("|---|---|---|")
     for value in GROWTH[name]:
         grown = replace(case, **{name: value})
         _, train = layer.passes(grown, OURS, "bf16")
         seconds = layer.measure({OURS: train}, repeats, "cpu")[OURS]
-        peaks = [layer.peak_memory(grown, c, "bf16", "cpu", threads) for c in (OURS, SEGMENTS)]
         pixels = grown.steps * grown.batch * grown.size**2
-        cells = f"{seconds * 1e3:.1f} | {seconds / pixels * 1e9:.0f}"
-        print(f"| {value} | {cells} | {peaks[0]:.0f} | {peaks[1]:.0f} |", flush=True)
+        print(f"| {value} | {seconds * 1e3:.1f} | {seconds / pixels * 1e9:.0f} |", flush=True)
+
+
+def memory(case: layer.Case, threads: int) -> None:
+    print("\n| steps | peak, MiB | with checkpoint_every |")
+    print("|---|---|---|")
+    for steps in GROWTH["steps"]:
+        grown = replace(case, steps=steps)
+        peaks = [layer.peak_memory(grown, c, "bf16", "cpu", threads) for c in (OURS, SEGMENTS)]
+        print(f"| {steps} | {peaks[0]:.0f} | {peaks[1]:.0f} |", flush=True)
 
 
 def _rate(case: layer.Case, threads: int, repeats: int, barrier: Barrier) -> float:
     """Sequences/s of one process that starts together with others."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    layer.set_up(threads)
     _, train = layer.passes(case, OURS, "bf16")
     train()
     barrier.wait()
@@ -89,7 +94,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step_ms", type=float, default=64.0, help="assumed, of (a) at B 64")
     parser.add_argument("--bandwidth", type=float, default=300.0, help="assumed, GB/s")
-    parts = [*GROWTH, "processes", "paper"]
+    parts = [*GROWTH, "memory", "processes", "paper"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--tiny", action="store_true", help="a rehearsal")
     args = parser.parse_args()
@@ -98,7 +103,9 @@ def main() -> None:
     with layer.settings(args.threads):
         for name in GROWTH:
             if name in args.parts:
-                growth(case, name, args.repeats, args.threads)
+                growth(case, name, args.repeats)
+    if "memory" in args.parts:
+        memory(case, args.threads)
     if "processes" in args.parts:
         processes(case, args.repeats)
     if "paper" in args.parts:

@@ -12,16 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from pytorch_lightning import Trainer
+from pytorch_lightning.trainer.states import TrainerStatus
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.base import Batch, VideoDataModule, require_at_least
 from datamodules.clips import open_npy
 from datamodules.digits import DIGIT_SIZE, load_digits
+from datamodules.rendering import render, render_on_device
 from datamodules.trajectories import Trajectories, draw_trajectories, stream_key
 
 NO_GAP = slice(0, 0)
+HOST = "cpu"  # the device that loaders draw for
 
 
 class MovingMNISTDataModule(VideoDataModule):
@@ -31,6 +35,10 @@ class MovingMNISTDataModule(VideoDataModule):
     number; training draws new ones without end. The three splits share neither random numbers nor
     digit images: training and validation use parts of the digits' training split, test their test
     split.
+
+    While a Trainer runs on another device than the CPU, its loaders yield digits and positions (see
+    `MovingMNIST.undrawn`), a fraction of the frames' bytes, and `on_after_batch_transfer` draws
+    the frames there, the same to the bit. Everywhere else loaders yield the frames.
 
     Args:
         root: Folder of the digit images; they are downloaded into it when it does not have them.
@@ -134,6 +142,18 @@ class MovingMNISTDataModule(VideoDataModule):
                     occlude=self.occlude,
                 )
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draws the frames of a batch that came to its device undrawn."""
+        if "positions" not in batch:
+            return batch
+        frames = render_on_device(batch["digits"], batch["positions"], self.frame_size)
+        return _batch(frames, batch["index"], self.context_length, self.occlude)
+
+    def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[int]) -> DataLoader[Any]:
+        if isinstance(dataset, MovingMNIST) and _runs_elsewhere(self.trainer):
+            dataset = Undrawn(dataset)
+        return super()._loader(dataset, sampler)
+
     def _drawn(self, split: Literal["train", "val", "test"], size: int) -> MovingMNIST:
         return MovingMNIST(
             load_digits(self.digits, self.root, split),
@@ -198,15 +218,28 @@ class MovingMNIST(Dataset[Batch]):
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
+        undrawn = self.undrawn(indices)
+        digits, positions = undrawn["digits"].numpy(), undrawn["positions"].numpy()
+        frames = torch.from_numpy(render(digits, positions, self.frame_size))
+        return _batch(frames, undrawn["index"], self.context_length, self.occlude)
+
+    def undrawn(self, indices: Sequence[int]) -> Batch:
+        """What the frames of a batch are drawn from.
+
+        Returns:
+            `digits` (B, D, 28, 28) uint8, the images; `positions` (B, T, D, 2) int64, pixel (row,
+            column) of their upper left corners; and `index` (B,) int64.
+
+        Raises:
+            IndexError: If an index is negative.
+        """
         numbers = np.asarray(indices, dtype=np.int64)
         if (numbers < 0).any():
             raise IndexError(f"index is {numbers.min()}: must be 0 or more")
         images, positions = self.trajectories(numbers)
-        context = self._frames(images, positions[:, : self.context_length])
-        context[:, self.occlude] = 0
         return {
-            "context": context,
-            "target": self._frames(images, positions[:, self.context_length :]),
+            "digits": torch.from_numpy(self.images[images]),
+            "positions": torch.from_numpy(positions),
             "index": torch.from_numpy(numbers),
         }
 
@@ -223,10 +256,22 @@ class MovingMNIST(Dataset[Batch]):
             speed=self.speed,
         )
 
-    def _frames(self, images: NDArray[np.int64], positions: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(
-            render(self.images[images], positions, self.frame_size)[:, :, None]  # add C = 1
-        )
+
+class Undrawn(Dataset[Batch]):
+    """The batches of a `MovingMNIST` as digits and positions, to be drawn on another device.
+
+    Args:
+        drawn: The sequences.
+    """
+
+    def __init__(self, drawn: MovingMNIST) -> None:
+        self.drawn = drawn
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self.drawn.undrawn(indices)
 
 
 class MovingMNISTFile(Dataset[Batch]):
@@ -275,14 +320,8 @@ class MovingMNISTFile(Dataset[Batch]):
         if ((numbers < 0) | (numbers >= len(self))).any():
             raise IndexError(f"an index of {indices} is outside of 0 to {len(self) - 1}")
         steps = self.context_length + self.target_length
-        frames = self.frames[:steps, numbers].swapaxes(0, 1)[:, :, None]  # (B, T, 1, H, W)
-        context, target = np.split(frames, [self.context_length], axis=1)
-        context[:, self.occlude] = 0
-        return {
-            "context": torch.from_numpy(np.ascontiguousarray(context)),
-            "target": torch.from_numpy(np.ascontiguousarray(target)),
-            "index": torch.from_numpy(numbers),
-        }
+        frames = torch.from_numpy(self.frames[:steps, numbers]).transpose(0, 1)  # (B, T, H, W)
+        return _batch(frames, torch.from_numpy(numbers), self.context_length, self.occlude)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map is the whole file; a worker opens the file anew.
@@ -292,30 +331,13 @@ class MovingMNISTFile(Dataset[Batch]):
         vars(self).update(state, frames=open_npy(state["path"]))
 
 
-def render(
-    digits: NDArray[np.uint8], positions: NDArray[np.int64], frame_size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Draws digit images into black frames; where they overlap, the brighter pixel wins.
-
-    Args:
-        digits: (B, D, h, w) uint8, the digit images of each sequence.
-        positions: (B, T, D, 2), row and column of each one's upper left corner in each frame.
-        frame_size: (height, width) in pixels.
-
-    Returns:
-        (B, T, height, width) uint8.
-    """
-    sequences, steps, count, _ = positions.shape
-    frames = np.zeros((sequences, steps, *frame_size), dtype=np.uint8)
-    # windows[b, t, row, column] is the piece of a frame that a digit at (row, column) covers.
-    windows = sliding_window_view(frames, digits.shape[2:], axis=(2, 3), writeable=True)
-    sequence = np.arange(sequences)[:, None]
-    step = np.arange(steps)[None, :]
-    for digit in range(count):
-        image = digits[:, digit, None]  # (B, 1, h, w)
-        at = (sequence, step, positions[:, :, digit, 0], positions[:, :, digit, 1])
-        windows[at] = image if digit == 0 else np.maximum(windows[at], image)
-    return frames
+def _batch(frames: Tensor, index: Tensor, context_length: int, occlude: slice) -> Batch:
+    """Cuts frames (B, T, H, W) into a context, some of which may be blank, and a target."""
+    context, target = (
+        part.contiguous() for part in frames[:, :, None].tensor_split([context_length], dim=1)
+    )  # C = 1
+    context[:, occlude] = 0
+    return {"context": context, "target": target, "index": index}
 
 
 def _check_test_frames(
@@ -338,6 +360,15 @@ def _check_test_frames(
         )
     if frames.shape[1] == 0:
         raise ValueError(f"{path}: shape {frames.shape} has no sequences: give another file")
+
+
+def _runs_elsewhere(trainer: Trainer | None) -> bool:
+    """Whether batches go to another device than the CPU, by a Trainer that will draw them."""
+    return (
+        trainer is not None
+        and trainer.state.status == TrainerStatus.RUNNING
+        and trainer.strategy.root_device.type != HOST
+    )
 
 
 def _frame_size(frame_size: int | Sequence[int]) -> tuple[int, int]:

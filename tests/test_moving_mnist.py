@@ -1,12 +1,14 @@
 import math
 import pickle
+from itertools import islice
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from datamodules import MovingMNISTDataModule, load_digits
-from datamodules.moving_mnist import MovingMNIST, MovingMNISTFile, render
+from datamodules.moving_mnist import MovingMNIST, MovingMNISTFile
 from datamodules.trajectories import draw_trajectories, stream_key, uniform
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
@@ -91,17 +93,6 @@ def test_frames_equal_those_of_a_slow_generator(frame_size, num_digits, speed):
     for frames, numbers in zip(video(batch), draws.reshape(2, num_digits, 5).tolist(), strict=True):
         expected = slow_sequence(numbers, frame_size, speed, 7, IMAGES)
         np.testing.assert_array_equal(frames[:, 0], expected)
-
-
-def test_overlapping_digits_keep_the_brighter_pixel_in_either_order():
-    digits = np.stack([np.full((28, 28), 90), np.full((28, 28), 200)]).astype(np.uint8)[None]
-    positions = np.array([[[[0, 0], [10, 10]]]])
-    frame = render(digits, positions, (40, 40))[0, 0]
-    assert frame[5, 5] == 90
-    assert frame[15, 15] == 200
-    np.testing.assert_array_equal(
-        render(digits[:, ::-1], positions[:, :, ::-1], (40, 40))[0, 0], frame
-    )
 
 
 # --- trajectories ---------------------------------------------------------------------------------
@@ -403,6 +394,88 @@ def test_missing_file_and_text_file_are_refused_in_one_line(tmp_path):
     path.write_text("404")
     with pytest.raises(ValueError, match=r"not a \.npy file"):
         data.setup("test")
+
+
+# --- frames drawn on another device ---------------------------------------------------------------
+
+
+class Watcher(pl.LightningModule):
+    """Keeps the batches that it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches = {"fit": [], "val": [], "test": []}
+
+    def training_step(self, batch):
+        self.batches["fit"].append(batch)
+        return self.weight * batch["context"].float().mean()
+
+    def validation_step(self, batch):
+        self.batches["val"].append(batch)
+
+    def test_step(self, batch):
+        self.batches["test"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"occlude": [2, 3], "num_digits": 3, "frame_size": [40, 52]}, {"num_workers": 1}],
+)
+def test_a_trainer_on_another_device_gets_the_same_frames_drawn_there(
+    tmp_path, monkeypatch, options
+):
+    carried = []
+
+    def carry(self, batch, device, dataloader_idx):
+        carried.append(set(batch))
+        return batch
+
+    monkeypatch.setattr(MovingMNISTDataModule, "transfer_batch_to_device", carry)
+    monkeypatch.setattr("datamodules.moving_mnist.HOST", "none")  # the CPU counts as another
+    data = datamodule(batch_size=4, **options)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=3,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = Watcher()
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert {frozenset(names) for names in carried} == {frozenset({"digits", "positions", "index"})}
+
+    plain = datamodule(batch_size=4, **options | {"num_workers": 0})
+    plain.setup()
+    loaders = {
+        "fit": islice(plain.train_dataloader(), 3),
+        "val": plain.val_dataloader(),
+        "test": plain.test_dataloader(),
+    }
+    for name, loader in loaders.items():
+        for batch, expected in zip(model.batches[name], loader, strict=True):
+            assert batch.keys() == expected.keys()
+            for key, value in expected.items():
+                assert torch.equal(batch[key], value)
+                assert batch[key].is_contiguous()
+    after = next(iter(data.val_dataloader()))  # the Trainer, still attached, has finished
+    assert set(after) == {"context", "target", "index"}
+
+
+def test_frames_of_the_published_file_are_not_drawn_again(tmp_path):
+    data = datamodule_set_up(test_file=save(tmp_path / "test.npy", FILE_FRAMES))
+    batch = next(iter(data.test_dataloader()))
+    assert data.on_after_batch_transfer(batch, 0) is batch
 
 
 # --- hidden frames -------------------------------------------------------------------------------

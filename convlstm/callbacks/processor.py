@@ -6,15 +6,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from convlstm.allocator import keep_freed_memory
+
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, x86 and ARM
 
 
 class Processor(Callback):
-    """On the CPU: flushes denormal numbers to zero, and warns of bfloat16 in software.
+    """On the CPU: flushes denormals, keeps freed memory, and warns of bfloat16 in software.
 
     Gradients that fade over many steps end as denormals, on which arithmetic is slow. In bfloat16
     convolutions may take slow paths where the processor has no instructions for it
-    (https://github.com/pytorch/pytorch/issues/183815).
+    (https://github.com/pytorch/pytorch/issues/183815). Memory is kept for good: see
+    `keep_freed_memory`.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -22,6 +25,7 @@ class Processor(Callback):
         if trainer.strategy.root_device.type != "cpu":
             return
         torch.set_flush_denormal(True)
+        keep_freed_memory()
         if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bf16():
             warnings.warn(
                 f"this processor has no bfloat16 instructions (AVX512_BF16 or AMX): precision "
@@ -31,7 +35,7 @@ class Processor(Callback):
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves the processor as torch sets it up."""
+        """Lets denormals be again."""
         if trainer.strategy.root_device.type == "cpu":
             torch.set_flush_denormal(False)
 
