@@ -58,7 +58,15 @@ def validation_scores(capsys, *words):
 def test_the_weights_bring_all_that_shapes_the_network():
     assert set(NETWORK) == {
         *("channels", "patch_size", "hidden_sizes", "kernel_size", "hidden_kernel_size", "cell"),
-        *("downsample", "forecaster", "peephole", "readout", "bidirectional", "attention"),
+        *(
+            "downsample",
+            "forecaster",
+            "peephole",
+            "readout",
+            "residual",
+            "bidirectional",
+            "attention",
+        ),
     }
 
 
