@@ -11,7 +11,11 @@ interpreter, with tiny sizes.
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
+
+if "--rehearse" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # must be chosen before anything imports Triton
 
 import layer
 import recipe
@@ -97,7 +101,6 @@ def main() -> int:
     device = "cuda"
     if args.rehearse:
         device = "cpu"
-        os.environ["TRITON_INTERPRET"] = "1"
     elif not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here; --rehearse runs the same, tiny, on the CPU")
     torch.backends.cuda.matmul.allow_tf32 = False
