@@ -146,9 +146,10 @@ class ClipDataModule(VideoDataModule):
         short = [part.name for part in parts if len(part.frames) < self.span]
         if len(short) == len(parts):
             longest = max(len(part.frames) for part in parts)
+            also = f", or give {split} a larger part of split" if self.split_by == "time" else ""
             raise ValueError(
                 f"{self.root}: a window has {self.span} frames, but the longest clip for {split} "
-                f"has {longest}: lower context_length, target_length or frame_step"
+                f"has {longest}: lower context_length, target_length or frame_step{also}"
             )
         if short:
             names = ", ".join(short[:3]) + (", ..." if len(short) > 3 else "")

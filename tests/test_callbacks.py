@@ -52,7 +52,7 @@ def test_the_curve_is_a_picture(tmp_path):
     assert picture[..., :3].std() > 5
 
 
-def test_pictures_are_written_for_the_first_clips_whatever_the_batches(tmp_path):
+def test_pictures_are_written_for_the_first_clips_whatever_the_batches(tmp_path, capsys):
     writer = ForecastWriter(tmp_path / "pictures", count=3)
     for numbers in ([0, 2], [1, 3]):  # as two processes would share them out
         n = len(numbers)
@@ -65,6 +65,8 @@ def test_pictures_are_written_for_the_first_clips_whatever_the_batches(tmp_path)
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == [f"0000{i}.{kind}" for i in range(3) for kind in ("gif", "png")]
     assert len(iio.imread(tmp_path / "pictures" / "00001.gif")) == 5
+    writer.on_test_end(SimpleNamespace(is_global_zero=True), None)
+    assert str(tmp_path / "pictures") in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):

@@ -154,6 +154,11 @@ def test_a_split_without_a_clip_that_is_long_enough_is_refused(folder):
         module(folder, target_length=10).setup("fit")
 
 
+def test_a_part_in_time_that_is_too_short_says_what_makes_it_longer(folder):
+    with pytest.raises(ValueError, match=r"clip for val has 1: .*give val a larger part of split"):
+        module(folder, split_by="time").setup("fit")
+
+
 def test_a_damaged_clip_is_named(tmp_path):
     for number in range(3):
         path = write_gif(tmp_path / f"{number}.gif", moving())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from rich.console import Console
 
 from convlstm.render import save_gif, save_strip
 
@@ -36,3 +37,8 @@ class ForecastWriter(Callback):
                 clips = batch["context"][i], outputs[i], batch["target"][i]
                 save_gif(self.directory / f"{number:05d}.gif", *clips)
                 save_strip(self.directory / f"{number:05d}.png", *clips)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says where they are."""
+        console = Console(soft_wrap=True, highlight=False, quiet=not trainer.is_global_zero)
+        console.print(f"Forecasts as GIF and film strip: {self.directory}")
