@@ -4,11 +4,12 @@
 
 It writes results.md (the table of clips that the model was not trained on too), lead_time.png, and
 the clips forecast best, middling and worst as film strips and GIFs, and a forecast of 50 frames.
-With --run RUN also learning.png, from the logs of the training.
+With --run RUN also learning.png, from the logs of the training; of several RUNs that each started
+from the weights of the one before, behind one another.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--root", default="data", help="folder of the digit images")
     parser.add_argument("--digits", default="mnist", help="mnist, fashion_mnist, kmnist, builtin")
     parser.add_argument("--clips", type=int, default=1000, help="test clips of each setting")
-    parser.add_argument("--run", type=Path, help="directory of the training run")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", help="directory of the training run, or of each in turn"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
 
@@ -134,14 +137,20 @@ def plot_lead_times(scores: Scores, path: Path) -> None:
     save(figure, path)
 
 
-def plot_learning(run: Path, path: Path) -> None:
-    """The validation's MSE against training steps."""
-    events = EventAccumulator(str(run / "logs"))
-    events.Reload()
-    points = events.Scalars("val/mse")
+def plot_learning(runs: Sequence[Path], path: Path) -> None:
+    """The validation's MSE against training steps, a line a run."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot([point.step for point in points], [point.value for point in points], color="#e8710a")
+    begin = 0
+    for run in runs:
+        events = EventAccumulator(str(run / "logs"))
+        events.Reload()
+        points = events.Scalars("val/mse")
+        steps = [begin + point.step for point in points]
+        axes.plot(steps, [point.value for point in points], color="#e8710a")
+        if begin:
+            axes.axvline(begin, color="gray", linewidth=0.8, linestyle=":")
+        begin = steps[-1]
     axes.set_xlabel("training step")
     axes.set_ylabel("MSE of a frame, validation")
     axes.grid(alpha=0.3)
