@@ -34,7 +34,7 @@ def network(device: str, forecaster: str = "unconditional") -> EncoderForecaster
 def passes(
     model: EncoderForecaster, batch: int, device: str, size: int = 64
 ) -> dict[str, Callable[[], None]]:
-    """Training step, and forecast of ten frames, ready to run."""
+    """Training step of ten frames in and ten out, and forecast of `FORECAST`, ready to run."""
     frames = torch.rand(batch, 20, 1, size, size, device=device)
     context, target = frames[:, :10], frames[:, 10:]
 

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from convlstm.checkpoint import read_checkpoint
 from convlstm.files import remove_leftovers, replacing
 
 
@@ -82,7 +83,7 @@ class LastCheckpoint(Checkpoint):
         """
         last = self.folder / "last.ckpt"
         if trainer.is_global_zero and self._step == trainer.global_step:
-            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+            checkpoint = read_checkpoint(last)
             checkpoint["finished_epochs"] = trainer.current_epoch
             AtomicCheckpointIO().save_checkpoint(checkpoint, last)
 
