@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from convlstm import ConvGRUCell, ConvLSTMCell, ConvRNNCell
-from convlstm.sequence import gru_sequence, lstm_sequence, rnn_sequence
+from convlstm import ConvGRU, ConvGRUCell, ConvLSTM, ConvLSTMCell, ConvRNN, ConvRNNCell
+from convlstm.sequence import common, gru_sequence, lstm_sequence, rnn_sequence
 
 
 def build(dtype=torch.float64, peephole="channel", steps=5, kernel=3):
@@ -251,3 +251,63 @@ def test_frozen_weights_and_no_gradient_give_the_same_numbers():
         zero, _ = whole(cell, x.detach())
     for a, b in ((outputs, expected), (h2, h), (c2, c), (zero, whole(cell, x)[0])):
         assert torch.equal(a, b)
+
+
+LAYERS = [ConvLSTM, ConvGRU, ConvRNN]
+
+
+def trained(layer, x):
+    output, _ = layer(x)
+    return [output, *torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_input_gates_made_a_few_steps_at_a_time_are_the_same(kind, monkeypatch):
+    layer = kind(2, 3).double()
+    x = torch.randn(2, 5, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    expected = trained(layer, x)
+    at_once = []
+
+    def convolve(x, *args):
+        at_once.append(len(x))
+        return torch.nn.functional.conv2d(x, *args, padding=1)
+
+    monkeypatch.setattr(common, "same_conv2d", convolve)
+    step = 2 * layer.weight_ih_l0.shape[0] * 4 * 6 * 8  # bytes
+    monkeypatch.setitem(common.AHEAD, "cpu", 2 * step)
+    results = trained(layer, x)
+    assert at_once == [4, 4, 2]  # steps and a batch of two
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_is_kept_for_the_backward_pass_may_lie_elsewhere_meanwhile(kind):
+    # As with `torch.autograd.graph.save_on_cpu`: values and shape come back, strides need not.
+    layer = kind(2, 3).double()
+    x = torch.randn(2, 5, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    expected = trained(layer, x)
+
+    def put_away(kept):
+        return kept.detach().clone(memory_format=torch.contiguous_format)
+
+    with torch.autograd.graph.saved_tensors_hooks(put_away, lambda kept: kept):
+        results = trained(layer, x)
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(kind):
+    layer = kind(2, 8)
+    x = torch.randn(1, 3, 2, 64, 50, requires_grad=True)  # more rows than lie in one block
+    expected = trained(layer, x)
+    threads = torch.get_num_threads()
+    output, _ = layer(x)
+    torch.set_num_threads(threads % 2 + 1)
+    try:
+        results = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip([output, *results], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))

@@ -19,16 +19,18 @@ BLOCK = 1024
 
 
 def lstm_forward(
-    gates: Tensor,
+    from_x: Tensor,
     from_h: Tensor | None,
     c: Tensor | None,
     peephole: Tensor | None,
+    gates: Tensor | None,
     new: Tensor,
     h: Tensor,
 ) -> None:
     """One step of the ConvLSTM; see `plain.lstm_forward`."""
     whole = peephole is not None and peephole.shape[1] > 1
-    _run(_lstm_forward, new, gates, _read(from_h), _read(c), _read(peephole), new, h, WHOLE=whole)
+    read = _read(from_x), _read(from_h), _read(c), _read(peephole)
+    _run(_lstm_forward, new, *read, gates, new, h, WHOLE=whole)
 
 
 def lstm_backward(
@@ -47,15 +49,17 @@ def lstm_backward(
 
 
 def gru_forward(
-    gates: Tensor,
+    from_x: Tensor,
     from_h: Tensor | None,
     bias: Tensor | None,
     h: Tensor | None,
-    candidate: Tensor,
+    gates: Tensor | None,
+    candidate: Tensor | None,
     new: Tensor,
 ) -> None:
     """One step of the ConvGRU; see `plain.gru_forward`."""
-    _run(_gru_forward, new, gates, _read(from_h), _read(bias), _read(h), candidate, new)
+    read = _read(from_x), _read(from_h), _read(bias), _read(h)
+    _run(_gru_forward, new, *read, gates, candidate, new)
 
 
 def gru_backward(
@@ -72,9 +76,9 @@ def gru_backward(
     _run(_gru_backward, d_h, gates, candidate, _read(h), *gradients)
 
 
-def rnn_forward(gates: Tensor, from_h: Tensor | None) -> None:
+def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
     """One step of the ConvRNN; see `plain.rnn_forward`."""
-    _run(_rnn_forward, gates, gates, _read(from_h))
+    _run(_rnn_forward, h, _read(from_x), _read(from_h), h)
 
 
 def rnn_backward(
@@ -121,15 +125,32 @@ def _load(pointer, at, there):
 
 
 @triton.jit
+def _store(pointer, at, there, values):
+    """Nowhere for None."""
+    if pointer is not None:
+        tl.store(pointer + at, values, mask=there)
+
+
+@triton.jit
 def _lstm_forward(
-    gates, from_h, c, peephole, new, h, size, hidden, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+    from_x,
+    from_h,
+    c,
+    peephole,
+    gates,
+    new,
+    h,
+    size,
+    hidden,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     at, there = _values(size, BLOCK)
     first = at // hidden * 4 * hidden + at % hidden  # where gate i lies
-    i = _load(gates, first, there) + _load(from_h, first, there)
-    f = _load(gates, first + hidden, there) + _load(from_h, first + hidden, there)
-    g = _load(gates, first + 2 * hidden, there) + _load(from_h, first + 2 * hidden, there)
-    o = _load(gates, first + 3 * hidden, there) + _load(from_h, first + 3 * hidden, there)
+    i = _load(from_x, first, there) + _load(from_h, first, there)
+    f = _load(from_x, first + hidden, there) + _load(from_h, first + hidden, there)
+    g = _load(from_x, first + 2 * hidden, there) + _load(from_h, first + 2 * hidden, there)
+    o = _load(from_x, first + 3 * hidden, there) + _load(from_h, first + 3 * hidden, there)
     before = _load(c, at, there)
     weight, stride = at, size
     if not WHOLE:
@@ -139,10 +160,10 @@ def _lstm_forward(
     g = _tanh(g)
     cell = f * before + i * g
     o = tl.sigmoid(o + _load(peephole, weight + 2 * stride, there) * cell)
-    tl.store(gates + first, i, mask=there)
-    tl.store(gates + first + hidden, f, mask=there)
-    tl.store(gates + first + 2 * hidden, g, mask=there)
-    tl.store(gates + first + 3 * hidden, o, mask=there)
+    _store(gates, first, there, i)
+    _store(gates, first + hidden, there, f)
+    _store(gates, first + 2 * hidden, there, g)
+    _store(gates, first + 3 * hidden, there, o)
     tl.store(new + at, cell, mask=there)
     tl.store(h + at, o * _tanh(cell), mask=there)
 
@@ -190,18 +211,18 @@ def _lstm_backward(
 
 
 @triton.jit
-def _gru_forward(gates, from_h, bias, h, candidate, new, size, hidden, BLOCK: tl.constexpr):
+def _gru_forward(from_x, from_h, bias, h, gates, candidate, new, size, hidden, BLOCK: tl.constexpr):
     at, there = _values(size, BLOCK)
     first = at // hidden * 3 * hidden + at % hidden  # where gate r lies
-    r = tl.sigmoid(_load(gates, first, there) + _load(from_h, first, there))
-    z = tl.sigmoid(_load(gates, first + hidden, there) + _load(from_h, first + hidden, there))
+    r = tl.sigmoid(_load(from_x, first, there) + _load(from_h, first, there))
+    z = tl.sigmoid(_load(from_x, first + hidden, there) + _load(from_h, first + hidden, there))
     q = _load(from_h, first + 2 * hidden, there) + _load(bias, at % hidden, there)
-    n = _tanh(_load(gates, first + 2 * hidden, there) + r * q)
+    n = _tanh(_load(from_x, first + 2 * hidden, there) + r * q)
     out = n + z * (_load(h, at, there) - n)
-    tl.store(gates + first, r, mask=there)
-    tl.store(gates + first + hidden, z, mask=there)
-    tl.store(gates + first + 2 * hidden, n, mask=there)
-    tl.store(candidate + at, q, mask=there)
+    _store(gates, first, there, r)
+    _store(gates, first + hidden, there, z)
+    _store(gates, first + 2 * hidden, there, n)
+    _store(candidate, at, there, q)
     tl.store(new + at, out, mask=there)
 
 
@@ -228,9 +249,9 @@ def _gru_backward(
 
 
 @triton.jit
-def _rnn_forward(gates, from_h, size, hidden, BLOCK: tl.constexpr):
+def _rnn_forward(from_x, from_h, h, size, hidden, BLOCK: tl.constexpr):
     at, there = _values(size, BLOCK)
-    tl.store(gates + at, _tanh(_load(gates, at, there) + _load(from_h, at, there)), mask=there)
+    tl.store(h + at, _tanh(_load(from_x, at, there) + _load(from_h, at, there)), mask=there)
 
 
 @triton.jit

@@ -1,63 +1,97 @@
 """The gates in plain PyTorch: the reference, and what runs wherever Triton does not.
 
-On a CPU the rows are cut into tiles that stay in its caches, and each gate of a tile is copied into
-a plane of its own: passes over contiguous memory that is at hand cost a fraction of others.
+On a CPU the rows are cut into tiles that stay in its caches, and each gate of a tile gets a plane
+of its own: passes over contiguous memory that is at hand cost a fraction of others. The gates of a
+step are kept for its backward pass as such planes too, block of rows by block.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
+BLOCK = 16384  # values of one gate that lie together in a plane
 
-Rows = Callable[[Tensor], Tensor]  # cuts the rows of a tile out of a matrix
 _threads = threading.local()
 
 
+class _Tile:
+    """Some rows, and memory to work on them.
+
+    Rows (N, channels) are cut into (blocks, n, channels), and a plane is (blocks, n, H). In memory
+    the planes of a block follow each other, so that threads, each with blocks of its own, leave
+    values where they are from pass to pass.
+    """
+
+    def __init__(self, start: int, stop: int, block: int, hidden: int, memory: Tensor) -> None:
+        self._start, self._stop = start, stop
+        self._shape = (stop - start) // block, block, hidden
+        blocks, n, _ = self._shape
+        self.planes = memory.view(blocks, -1, n, hidden).transpose(0, 1)
+
+    def rows(self, matrix: Tensor) -> Tensor:
+        """(N, C) → (blocks, n, C)."""
+        blocks, n, _ = self._shape
+        return matrix[self._start : self._stop].view(blocks, n, -1)
+
+    def beside(self, matrix: Tensor) -> Tensor:
+        """Gates side by side in each row (N, k·H), as convolutions see them → (k, blocks, n, H)."""
+        blocks, n, hidden = self._shape
+        return matrix[self._start : self._stop].view(blocks, n, -1, hidden).permute(2, 0, 1, 3)
+
+    def planar(self, matrix: Tensor) -> Tensor:
+        """The same memory, (N, k·H), as k planes: (k, blocks, n, H)."""
+        blocks, n, hidden = self._shape
+        return matrix[self._start : self._stop].view(blocks, -1, n, hidden).transpose(0, 1)
+
+
 def lstm_forward(
-    gates: Tensor,
+    from_x: Tensor,
     from_h: Tensor | None,
     c: Tensor | None,
     peephole: Tensor | None,
+    gates: Tensor | None,
     new: Tensor,
     h: Tensor,
 ) -> None:
     """One step of the ConvLSTM.
 
     Args:
-        gates: What goes into the gates i, f, g, o (N, 4H); overwritten by the gates.
+        from_x: What the input convolution gives for the gates i, f, g, o (N, 4H).
         from_h: What the hidden convolution adds to it (N, 4H), or None.
         c: Cell state before (N, H), exact; None for zero.
         peephole: (3, 1, H) or (3, N, H) in the order i, f, o, exact, or None.
+        gates: The gates are written here (N, 4H), as `lstm_backward` takes them; None if there will
+            be no backward pass.
         new: The new cell state (N, H) is written here, exact; may be the memory of c.
         h: The new hidden state (N, H) is written here.
     """
-    for rows, planes in _tiles(new, 5):
-        i, f, g, o, out = planes
-        gates_here, new_here = _planes(rows(gates), 4), rows(new)
-        if from_h is None:
-            planes[:4].copy_(gates_here)
-        else:
-            _add(gates_here, _planes(rows(from_h), 4), out=planes[:4])
-        peepholes = _peepholes(peephole, rows)
-        if c is not None and peepholes is not None:
-            i.addcmul_(peepholes[0], rows(c))
-            f.addcmul_(peepholes[1], rows(c))
-        planes[:2].sigmoid_()
-        tanh(g, out=g)
-        if c is None:
+    for tile in _tiles(new, 5):
+        sums, out = tile.planes[:4], tile.planes[4]
+        _sum(tile.beside(from_x), None if from_h is None else tile.beside(from_h), out=sums)
+        before, new_here = None if c is None else tile.rows(c), tile.rows(new)
+        peepholes = _peepholes(peephole, tile)
+        if before is not None and peepholes is not None:
+            sums[0].addcmul_(peepholes[0], before)
+            sums[1].addcmul_(peepholes[1], before)
+        kept = None if gates is None else tile.planar(gates)
+        i, f, g, o = values = _exactly(kept, sums)
+        torch.sigmoid(sums[:2], out=values[:2])
+        tanh(sums[2], out=g)
+        if before is None:
             torch.mul(i, g, out=new_here)
         else:
-            torch.mul(f, rows(c), out=new_here).addcmul_(i, g)
+            torch.mul(f, before, out=new_here).addcmul_(i, g)
         if peepholes is not None:
-            o.addcmul_(peepholes[2], new_here)
-        o.sigmoid_()
-        tanh(new_here, out=out)
-        rows(h).copy_(out.mul_(o))
-        gates_here.copy_(planes[:4])
+            sums[3].addcmul_(peepholes[2], new_here)
+        torch.sigmoid(sums[3], out=o)
+        _store(values, kept)
+        h_here = tile.rows(h)
+        torch.mul(new_here, -2, out=out).sigmoid_()  # tanh(c) = 1 - 2σ(-2c)
+        _store(torch.addcmul(o, o, out, value=-2, out=_exactly(h_here, out)), h_here)
 
 
 def lstm_backward(
@@ -72,7 +106,7 @@ def lstm_backward(
     """The gradients of one step of the ConvLSTM.
 
     Args:
-        gates: The gates (N, 4H); overwritten by the gradients of what went into them.
+        gates: What `lstm_forward` has kept (N, 4H); overwritten by the gradients of from_x.
         c: Cell state before (N, H), or None for zero.
         new: The new cell state (N, H).
         peephole: As in `lstm_forward`.
@@ -80,70 +114,85 @@ def lstm_backward(
         d_through: Its gradient through the next step (N, H), or None for zero.
         d_c: Gradient of the new cell state (N, H), exact; overwritten by that of c.
     """
-    for rows, planes in _tiles(new, 8):
-        i, f, g, o, out, d_h, d_new, product = planes
-        gates_here, d_c_here = _planes(rows(gates), 4), rows(d_c)
-        planes[:4].copy_(gates_here)
-        _sum(d_output, d_through, rows, out=d_h)
-        tanh(rows(new), out=out)
+    for tile in _tiles(new, 8):
+        d_gates, (s, d_h, d_new, product) = tile.planes[:4], tile.planes[4:]
+        d_i, d_f, d_g, d_o = d_gates
+        i, f, g, o = _load(tile.planar(gates), d_gates)
+        d_c_here = tile.rows(d_c)
+        _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
+        torch.mul(
+            tile.rows(new), -2, out=s
+        ).sigmoid_()  # tanh(c) = 1 - 2s, its derivative 4s(1 - s)
         torch.mul(d_h, o, out=d_new)
-        aten.tanh_backward.grad_input(d_new, out, grad_input=d_new).add_(d_c_here)
-        aten.sigmoid_backward.grad_input(out.mul_(d_h), o, grad_input=o)
-        peepholes = _peepholes(peephole, rows)
+        aten.sigmoid_backward.grad_input(d_new, s, grad_input=d_new)
+        torch.add(d_c_here, d_new, alpha=4, out=d_new)
+        aten.sigmoid_backward.grad_input(d_h.addcmul_(d_h, s, value=-2), o, grad_input=d_o)
+        peepholes = _peepholes(peephole, tile)
         if peepholes is not None:
-            d_new.addcmul_(o, peepholes[2])
+            d_new.addcmul_(d_o, peepholes[2])
         torch.mul(d_new, f, out=d_c_here)
         torch.mul(d_new, g, out=product)
-        torch.mul(d_new, i, out=out)
-        aten.sigmoid_backward.grad_input(product, i, grad_input=i)
-        aten.tanh_backward.grad_input(out, g, grad_input=g)
+        torch.mul(d_new, i, out=s)
+        aten.sigmoid_backward.grad_input(product, i, grad_input=d_i)
+        aten.tanh_backward.grad_input(s, g, grad_input=d_g)
         if c is None:
-            f.zero_()
+            d_f.zero_()
         else:
-            torch.mul(d_new, rows(c), out=product)
-            aten.sigmoid_backward.grad_input(product, f, grad_input=f)
+            torch.mul(d_new, tile.rows(c), out=product)
+            aten.sigmoid_backward.grad_input(product, f, grad_input=d_f)
         if c is not None and peepholes is not None:
-            d_c_here.addcmul_(i, peepholes[0]).addcmul_(f, peepholes[1])
-        gates_here.copy_(planes[:4])
+            d_c_here.addcmul_(d_i, peepholes[0]).addcmul_(d_f, peepholes[1])
+        tile.beside(gates).copy_(d_gates)
 
 
 def gru_forward(
-    gates: Tensor,
+    from_x: Tensor,
     from_h: Tensor | None,
     bias: Tensor | None,
     h: Tensor | None,
-    candidate: Tensor,
+    gates: Tensor | None,
+    candidate: Tensor | None,
     new: Tensor,
 ) -> None:
     """One step of the ConvGRU.
 
     Args:
-        gates: What goes into the gates r, z, n (N, 3H); overwritten by the gates.
+        from_x: What the input convolution gives for the gates r, z, n (N, 3H).
         from_h: What the hidden convolution adds to r and z, and what r multiplies (N, 3H), or None.
         bias: (H,), added to what r multiplies, or None.
         h: Hidden state before (N, H); None for zero.
-        candidate: What r multiplies (N, H) is written here.
+        gates: The gates are written here (N, 3H), as `gru_backward` takes them; None if there will
+            be no backward pass.
+        candidate: What r multiplies (N, H) is written here; None likewise.
         new: The new hidden state (N, H) is written here.
     """
-    for rows, planes in _tiles(new, 4, exact(gates)):
-        r, z, n, q = planes
-        gates_here = _planes(rows(gates), 3)
-        planes[:3].copy_(gates_here)
-        q.zero_()
-        if from_h is not None:
-            from_h_here = _planes(rows(from_h), 3)
-            planes[:2].add_(from_h_here[:2])
+    for tile in _tiles(new, 5, exact(new)):
+        sums, (plane, out) = tile.planes[:3], tile.planes[3:]
+        candidate_here, new_here = _rows(tile, candidate), tile.rows(new)
+        q = _exactly(candidate_here, plane)
+        from_x_here = tile.beside(from_x)
+        if from_h is None:
+            sums.copy_(from_x_here)
+            q.zero_()
+        else:
+            from_h_here = tile.beside(from_h)
+            _sum(from_x_here[:2], from_h_here[:2], out=sums[:2])
+            sums[2].copy_(from_x_here[2])
             q.copy_(from_h_here[2])
         if bias is not None:
             q.add_(bias)
-        rows(candidate).copy_(q)
-        planes[:2].sigmoid_()
-        tanh(n.addcmul_(r, q), out=n)
-        gates_here.copy_(planes[:3])
+        _store(q, candidate_here)
+        kept = None if gates is None else tile.planar(gates)
+        r, z, n = values = _exactly(kept, sums)
+        torch.sigmoid(sums[:2], out=values[:2])
+        tanh(sums[2].addcmul_(r, q), out=n)
+        _store(values, kept)
+        result = _exactly(new_here, out)
         if h is None:
-            rows(new).copy_(n.sub_(z.mul_(n)))
+            torch.sub(n, torch.mul(z, n, out=out), out=result)
         else:
-            rows(new).copy_(torch.lerp(n, q.copy_(rows(h)), z, out=q))  # (1 - z) ∘ n + z ∘ h
+            torch.lerp(n, _load(tile.rows(h), out), z, out=result)  # (1 - z) ∘ n + z ∘ h
+        _store(result, new_here)
 
 
 def gru_backward(
@@ -158,7 +207,7 @@ def gru_backward(
     """The gradients of one step of the ConvGRU.
 
     Args:
-        gates: The gates (N, 3H); overwritten by the gradients of what went into them.
+        gates: What `gru_forward` has kept (N, 3H); overwritten by the gradients of from_x.
         candidate: What r multiplied (N, H).
         h: Hidden state before (N, H), or None for zero.
         d_output: Gradient of the new hidden state as an output (N, H), or None for zero.
@@ -167,38 +216,39 @@ def gru_backward(
             past this step's.
         d_hidden: The gradient of what came from the hidden convolution (N, 3H) is written here.
     """
-    for rows, planes in _tiles(d_h, 6):
-        r, z, n, q, d_new, product = planes
-        gates_here, d_h_here = _planes(rows(gates), 3), rows(d_h)
-        planes[:3].copy_(gates_here)
-        q.copy_(rows(candidate))
-        _sum(d_output, d_through, rows, out=d_new)
+    for tile in _tiles(d_h, 6):
+        d_gates, (plane, d_new, product) = tile.planes[:3], tile.planes[3:]
+        d_r, d_z, d_n = d_gates
+        r, z, n = _load(tile.planar(gates), d_gates)
+        d_h_here = tile.rows(d_h)
+        _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_new)
         d_new.add_(d_h_here)
         torch.mul(d_new, z, out=d_h_here)
-        torch.neg(n, out=product) if h is None else torch.sub(rows(h), n, out=product)
-        product.mul_(d_new)
-        aten.sigmoid_backward.grad_input(product, z, grad_input=z)
-        aten.tanh_backward.grad_input(d_new.sub_(d_h_here), n, grad_input=n)
-        torch.mul(n, r, out=d_new)
-        aten.sigmoid_backward.grad_input(q.mul_(n), r, grad_input=r)
-        gates_here.copy_(planes[:3])
-        d_hidden_here = _planes(rows(d_hidden), 3)
-        d_hidden_here[:2].copy_(planes[:2])
+        torch.neg(n, out=product) if h is None else torch.sub(tile.rows(h), n, out=product)
+        aten.sigmoid_backward.grad_input(product.mul_(d_new), z, grad_input=d_z)
+        aten.tanh_backward.grad_input(d_new.sub_(d_h_here), n, grad_input=d_n)
+        torch.mul(d_n, r, out=d_new)
+        torch.mul(d_n, _load(tile.rows(candidate), plane), out=product)
+        aten.sigmoid_backward.grad_input(product, r, grad_input=d_r)
+        tile.beside(gates).copy_(d_gates)
+        d_hidden_here = tile.beside(d_hidden)
+        d_hidden_here[:2].copy_(d_gates[:2])
         d_hidden_here[2].copy_(d_new)
 
 
-def rnn_forward(gates: Tensor, from_h: Tensor | None) -> None:
+def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
     """One step of the ConvRNN.
 
     Args:
-        gates: What goes into the activation (N, H); overwritten by the new hidden state.
+        from_x: What the input convolution gives (N, H).
         from_h: What the hidden convolution adds to it (N, H), or None.
+        h: The new hidden state (N, H) is written here.
     """
-    for rows, (out,) in _tiles(gates, 1, exact(gates)):
-        out.copy_(rows(gates))
-        if from_h is not None:
-            out.add_(rows(from_h))
-        rows(gates).copy_(tanh(out, out=out))
+    for tile in _tiles(h, 1, exact(h)):
+        h_here = tile.rows(h)
+        out = _exactly(h_here, tile.planes[0])
+        _sum(tile.rows(from_x), _rows(tile, from_h), out=out)
+        _store(tanh(out, out=out), h_here)
 
 
 def rnn_backward(
@@ -212,10 +262,13 @@ def rnn_backward(
         d_through: Its gradient through the next step (N, H), or None for zero.
         d_gates: The gradient of what went into the activation (N, H) is written here.
     """
-    for rows, (d_h, out) in _tiles(h, 2, exact(h)):
-        _sum(d_output, d_through, rows, out=d_h)
-        out.copy_(rows(h))
-        rows(d_gates).copy_(aten.tanh_backward.grad_input(d_h, out, grad_input=d_h))
+    for tile in _tiles(h, 2, exact(h)):
+        d_h, plane = tile.planes
+        d_here = tile.rows(d_gates)
+        _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
+        out = _exactly(d_here, d_h)
+        aten.tanh_backward.grad_input(d_h, _load(tile.rows(h), plane), grad_input=out)
+        _store(out, d_here)
 
 
 def exact(like: Tensor) -> torch.dtype:
@@ -234,30 +287,24 @@ def tanh(x: Tensor, out: Tensor) -> Tensor:
     return torch.tanh(x, out=out)
 
 
-def _tiles(
-    like: Tensor, planes: int, dtype: torch.dtype | None = None
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Tiles of rows to work on together: for each, what cuts its rows out, and memory for planes.
+def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Iterator[_Tile]:
+    """All rows of `like` (N, H) in tiles with so many planes, of its dtype or another.
 
-    Rows (N, channels) are cut into (parts, n, channels), and a plane is (parts, n, H), one part a
-    thread: values would else wander between the processor's cores from pass to pass.
+    Where blocks begin hangs on N and H alone: the backward pass finds the planes that the forward
+    pass has left even with other threads.
     """
     count, hidden = like.shape
-    size = count
-    threads = torch.get_num_threads() if like.device.type == "cpu" else 1
-    if like.device.type == "cpu":
-        size = min(count, max(1, TILE // hidden) * threads)
+    cpu = like.device.type == "cpu"
+    block = min(count, max(1, BLOCK // hidden)) if cpu else count
+    rest = count % block
+    size = count - rest
+    if cpu:
+        size = min(size, max(1, TILE // hidden // block) * block * torch.get_num_threads())
     memory = _scratch(like, planes * size * hidden, dtype or like.dtype)
-    for start in range(0, count, size):
-        stop = min(start + size, count)
-        parts = threads if (stop - start) % threads == 0 else 1
-        shape = (parts, planes, (stop - start) // parts, hidden)
-        used = memory[: planes * (stop - start) * hidden].view(shape)
-        yield _cutter(start, stop, parts), used.transpose(0, 1)
-
-
-def _cutter(start: int, stop: int, parts: int) -> Rows:
-    return lambda matrix: matrix[start:stop].unflatten(0, (parts, -1))
+    bounds = [(start, min(start + size, count - rest)) for start in range(0, count - rest, size)]
+    for start, stop in [*bounds, (count - rest, count)] if rest else bounds:
+        used = memory[: planes * (stop - start) * hidden]
+        yield _Tile(start, stop, min(block, stop - start), hidden, used)
 
 
 def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
@@ -276,34 +323,39 @@ def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
     return memory[:values]
 
 
-def _planes(rows: Tensor, count: int) -> Tensor:
-    """Gates side by side (parts, n, count·H) as (count, parts, n, H)."""
-    return rows.unflatten(2, (count, -1)).movedim(2, 0)
-
-
-def _peepholes(peephole: Tensor | None, rows: Rows) -> list[Tensor] | None:
-    """Those of gates i, f, o; each (1, H) or (parts, n, H)."""
+def _peepholes(peephole: Tensor | None, tile: _Tile) -> list[Tensor] | None:
+    """Those of gates i, f, o; each (1, H) or (blocks, n, H)."""
     if peephole is None:
         return None
-    return [gate if len(gate) == 1 else rows(gate) for gate in peephole]
+    return [gate if len(gate) == 1 else tile.rows(gate) for gate in peephole]
 
 
-def _sum(a: Tensor | None, b: Tensor | None, rows: Rows, out: Tensor) -> None:
-    """Writes the sum of two gradients into `out`; None is zero."""
-    if a is None and b is None:
-        out.zero_()
-        return
-    if a is not None and b is not None:
-        _add(rows(a), rows(b), out=out)
-    else:
+def _rows(tile: _Tile, matrix: Tensor | None) -> Tensor | None:
+    return None if matrix is None else tile.rows(matrix)
+
+
+def _sum(a: Tensor | None, b: Tensor | None, out: Tensor) -> None:
+    """Writes a + b into `out`, without rounding the sum to the dtype of a and b; None is zero."""
+    if a is None or b is None:
         one = b if a is None else a
-        assert one is not None
-        out.copy_(rows(one))
-
-
-def _add(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Writes a + b into `out`, without rounding the sum to the dtype of a and b."""
-    if a.dtype == out.dtype:
+        out.zero_() if one is None else out.copy_(one)
+    elif a.dtype == out.dtype:
         torch.add(a, b, out=out)
     else:
         out.copy_(a).add_(b)
+
+
+def _load(rows: Tensor, plane: Tensor) -> Tensor:
+    """Values to compute with: the rows themselves where they are exact, else copied to a plane."""
+    return rows if rows.dtype == plane.dtype else plane.copy_(rows)
+
+
+def _exactly(rows: Tensor | None, plane: Tensor) -> Tensor:
+    """Where to compute what belongs into rows: there where they are exact, else on the plane."""
+    return plane if rows is None or rows.dtype != plane.dtype else rows
+
+
+def _store(values: Tensor, rows: Tensor | None) -> None:
+    """Puts what was computed on a plane into its rows."""
+    if rows is not None and values is not rows:
+        rows.copy_(values)

@@ -1,9 +1,9 @@
 """One recurrence over a whole sequence, as one differentiable operation.
 
 Each computes what `convlstm.cells` specifies, step by step, with less work: the input convolution
-of all steps in one call, no hidden convolution of a state known to be zero, gates overwritten by
-their activations and then by their gradients, the gradients of both kernels in one call each over
-all steps, and frames with channels last inside. There is no second derivative.
+of many steps in one call, no hidden convolution of a state known to be zero, gates kept for a
+backward pass alone and overwritten there by their gradients, the gradients of both kernels in one
+call each over all steps, and frames with channels last inside. There is no second derivative.
 
 Under autocast convolutions, gates and hidden states have its dtype; cell states stay float32.
 """

@@ -3,12 +3,17 @@
 Letters: T steps, B batch, C input and H hidden channels, G gates, h×w frame.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+
+# Bytes of input gates that are computed ahead. On a CPU about the size of its cache.
+AHEAD = {"cpu": 2**24, "other": 2**28}
 
 
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
@@ -18,14 +23,27 @@ def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
     return [None if value is None else value.to(dtype) for value in (x, *others)]
 
 
-def input_gates(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int) -> Tensor:
-    """W_x * x + b of every step in one convolution: (T, B, C, h, w) → (T, B, G·H, h, w)."""
-    if weight_ih is None:
-        gates = empty_maps(x, *x.shape[:2], channels, *x.shape[3:])
-        return gates.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
-    maps = channels_last(x.flatten(0, 1))
-    gates = channels_last(same_conv2d(maps, channels_last(weight_ih), bias))
-    return gates.unflatten(0, x.shape[:2])
+def input_gates(
+    x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int
+) -> Iterator[Tensor]:
+    """W_x * x + b of each step, as rows (B·h·w, G·H).
+
+    As many steps as fit into AHEAD bytes are convolved in one call, ahead of the loop: few calls,
+    and what they give is still in the cache when it is read.
+    """
+    steps, batch, _, *size = x.shape
+    step = max(1, batch * channels * math.prod(size) * x.element_size())  # bytes
+    at_once = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
+    kernel = None if weight_ih is None else channels_last(weight_ih)
+    for start in range(0, steps, at_once):
+        part = x[start : start + at_once]
+        if kernel is None:
+            maps = empty_maps(x, len(part), batch, channels, *size)
+            maps.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
+        else:
+            flat = channels_last(part.flatten(0, 1))
+            maps = channels_last(same_conv2d(flat, kernel, bias)).unflatten(0, part.shape[:2])
+        yield from step_rows(maps)
 
 
 def input_gradients(
@@ -68,9 +86,9 @@ def rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def step_rows(series: Tensor | None, t: int) -> Tensor | None:
-    """Step t of maps (T, B, C, h, w) as rows; None for None."""
-    return None if series is None else rows(series[t])
+def step_rows(series: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each step of maps (T, B, C, h, w); the same memory if they have channels last."""
+    return series.movedim(2, -1).flatten(1, 3).unbind(0)
 
 
 def apply_mask(h: Tensor, mask: Tensor | None) -> Tensor:

@@ -73,22 +73,25 @@ class _GRU(torch.autograd.Function):
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         weight_hh = channels_last(weight_hh)
-        gates = input_gates(x, weight_ih, bias, 3 * hidden)
         outputs = empty_maps(x, steps, batch, hidden, *size)
+        kept = steps if keep else 0
+        gates = empty_maps(x, kept, batch, 3 * hidden, *size)
         # What the reset gate multiplies, W_hn * h + b_hn, of every step.
-        candidates = empty_maps(x, steps if keep else 1, batch, hidden, *size)
-        kernels = choose(gates)
+        candidates = empty_maps(x, kept, batch, hidden, *size)
+        kernels = choose(outputs)
+        gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
 
         h = h0
-        for t in range(steps):
+        for t, from_x in enumerate(input_gates(x, weight_ih, bias, 3 * hidden)):
             before = from_h = None
             if h is not None:
                 before = rows(h)
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            candidate = rows(candidates[t if keep else 0])
             h = outputs[t]
-            kernels.gru_forward(rows(gates[t]), from_h, bias_hh, before, candidate, rows(h))
+            step, candidate = (gate_rows[t], candidate_rows[t]) if keep else (None, None)
+            kernels.gru_forward(from_x, from_h, bias_hh, before, step, candidate, output_rows[t])
         if keep:
+            gates = gates.movedim(2, -1)  # as in memory, which is the kernels' own affair
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs
             )
@@ -105,20 +108,22 @@ class _GRU(torch.autograd.Function):
         hidden = weight_hh.shape[1]
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
+        d_hidden = torch.empty_like(gates).movedim(-1, 2)
+        gates = gates.movedim(-1, 2)
+        gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
         # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
-        d_hidden = torch.empty_like(gates)
-        d_h = torch.zeros_like(outputs[0], dtype=exact(outputs))
+        hidden_rows = step_rows(d_hidden)
+        d_h = channels_last(torch.zeros_like(outputs[0], dtype=exact(outputs)))
         if d_last is not None:
             d_h += d_last
         first = None if h0 is None else rows(h0)
 
         through = None
         for t in reversed(range(len(outputs))):
-            h = rows(outputs[t - 1]) if t > 0 else first
-            d_output = step_rows(d_outputs, t)
-            step, candidate = rows(gates[t]), rows(candidates[t])
+            h = output_rows[t - 1] if t > 0 else first
+            d_output = None if d_outputs is None else rows(d_outputs[t])
             ctx.kernels.gru_backward(
-                step, candidate, h, d_output, through, rows(d_h), rows(d_hidden[t])
+                gate_rows[t], candidate_rows[t], h, d_output, through, rows(d_h), hidden_rows[t]
             )
             if t > 0 or h0 is not None:
                 maps = apply_mask(same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh), mask)

@@ -81,22 +81,26 @@ class _LSTM(torch.autograd.Function):
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         weight_hh = channels_last(weight_hh)
-        gates = input_gates(x, weight_ih, bias, 4 * hidden)
         outputs = empty_maps(x, steps, batch, hidden, *size)
+        gates = empty_maps(x, steps if keep else 0, batch, 4 * hidden, *size)
         kept = steps if keep or all_cells else 1
         cells = empty_maps(x, kept, batch, hidden, *size, dtype=exact(x))
-        kernels = choose(gates)
+        kernels = choose(outputs)
         peepholes = peephole_rows(peephole, batch)
 
+        gate_rows, output_rows, cell_rows = map(step_rows, (gates, outputs, cells))
+
         h, c = h0, None if c0 is None else rows(c0.to(cells.dtype))
-        for t in range(steps):
+        for t, from_x in enumerate(input_gates(x, weight_ih, bias, 4 * hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h, new = outputs[t], rows(cells[min(t, kept - 1)])
-            kernels.lstm_forward(rows(gates[t]), from_h, c, peepholes, new, rows(h))
+            h, new = outputs[t], cell_rows[min(t, kept - 1)]
+            step = gate_rows[t] if keep else None
+            kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t])
             c = new
         if keep:
+            gates = gates.movedim(2, -1)  # as in memory, which is the kernels' own affair
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs
             )
@@ -116,19 +120,20 @@ class _LSTM(torch.autograd.Function):
         x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs = ctx.saved_tensors
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
+        gates = gates.movedim(-1, 2)
+        gate_rows, cell_rows = step_rows(gates), step_rows(cells)
         peepholes = peephole_rows(peephole, x.shape[1])
         first = None if c0 is None else rows(c0.to(cells.dtype))
         through = None if d_h is None else rows(d_h)
-        d_c = torch.zeros_like(cells[0]) if d_c is None else channels_last(d_c).clone()
+        d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
 
         for t in reversed(range(len(outputs))):
             if d_cells is not None:
                 d_c += d_cells[t]
-            c = rows(cells[t - 1]) if t > 0 else first
-            d_output = step_rows(d_outputs, t)
-            step = rows(gates[t])
+            c = cell_rows[t - 1] if t > 0 else first
+            d_output = None if d_outputs is None else rows(d_outputs[t])
             ctx.kernels.lstm_backward(
-                step, c, rows(cells[t]), peepholes, d_output, through, rows(d_c)
+                gate_rows[t], c, cell_rows[t], peepholes, d_output, through, rows(d_c)
             )
             d_h = None
             if t > 0 or h0 is not None:

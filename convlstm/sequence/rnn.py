@@ -12,6 +12,7 @@ from convlstm.sequence.common import (
     apply_mask,
     autocast_to,
     channels_last,
+    empty_maps,
     hidden_weight_gradient,
     input_gates,
     input_gradients,
@@ -62,15 +63,18 @@ class _RNN(torch.autograd.Function):
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         weight_hh = channels_last(weight_hh)
-        outputs = input_gates(x, weight_ih, bias, weight_hh.shape[1])
+        steps, batch, _, *size = x.shape
+        hidden = weight_hh.shape[1]
+        outputs = empty_maps(x, steps, batch, hidden, *size)
         kernels = choose(outputs)
+        output_rows = step_rows(outputs)
         h = h0
-        for t in range(len(x)):
+        for t, from_x in enumerate(input_gates(x, weight_ih, bias, hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h = outputs[t]
-            kernels.rnn_forward(rows(h), from_h)
+            kernels.rnn_forward(from_x, from_h, output_rows[t])
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs)
         ctx.set_materialize_grads(False)
         ctx.kernels = kernels  # the backward pass may run in another thread
@@ -82,11 +86,12 @@ class _RNN(torch.autograd.Function):
         ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, h0, mask, outputs = ctx.saved_tensors
-        d_gates = torch.empty_like(outputs)
+        d_gates = empty_maps(outputs, *outputs.shape)
+        output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         through = None if d_h is None else rows(d_h)
         for t in reversed(range(len(outputs))):
-            d_output = step_rows(d_outputs, t)
-            ctx.kernels.rnn_backward(rows(outputs[t]), d_output, through, rows(d_gates[t]))
+            d_output = None if d_outputs is None else rows(d_outputs[t])
+            ctx.kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
             d_h = None
             if t > 0 or h0 is not None:
                 d_h = apply_mask(same_conv2d_grad_x(d_gates[t], outputs[t], weight_hh), mask)
