@@ -12,7 +12,6 @@ from convlstm.kernels import backend, choose, plain, use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = {"lstm": ConvLSTM, "gru": ConvGRU, "rnn": ConvRNN}
-FULL = {"lstm": {"peephole": "full", "frame_size": (3, 5)}}
 # Triton has no wheels for macOS and Windows.
 TRITON = [pytest.param(True, id="triton")] if importlib.util.find_spec("triton") else []
 
@@ -151,17 +150,31 @@ def test_training_goes_on_after_inference_in_the_same_memory(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_rows_cut_into_tiles_give_the_same_results(kind, monkeypatch):
-    layer = LAYERS[kind](2, 3, **FULL.get(kind, {}))
+@pytest.mark.parametrize("frame", [(3, 5), (1, 29)])
+def test_rows_cut_into_tiles_and_blocks_give_the_same_results(kind, frame, monkeypatch):
+    options = {"peephole": "full", "frame_size": frame} if kind == "lstm" else {}
+    layer = LAYERS[kind](2, 3, **options)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, 3, 2, 3, 5, requires_grad=True)
+    x = torch.randn(1, 3, 2, *frame, requires_grad=True)
     results = []
-    for tile in (plain.TILE, 3 * 7):  # 30 rows of 3 values: with one thread in sevens, two left
-        monkeypatch.setattr(plain, "TILE", tile // torch.get_num_threads())
+    # 15 rows of 3 values in blocks of 5; 29 are cut by no number, and one is left over in the end.
+    for tile, block in ((plain.TILE, plain.BLOCK), (2 * 15 // torch.get_num_threads(), 15)):
+        monkeypatch.setattr(plain, "TILE", tile)
+        monkeypatch.setattr(plain, "BLOCK", block)
+        plain._block.cache_clear()
         output, _ = layer(x)
         gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
         results.append([output, *gradients])
+    plain._block.cache_clear()
     for a, b in zip(*results, strict=True):
         # At a tile's end some values are computed one by one, with other last bits.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    ("count", "hidden", "rows"),
+    [(2048, 64, 256), (2048, 34, 256), (8, 496, 8), (3, 40000, 1), (997, 64, 256)],
+)
+def test_blocks_are_alike_where_the_rows_can_be_cut_so(count, hidden, rows):
+    assert plain._block(count, hidden) == rows

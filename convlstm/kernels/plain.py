@@ -5,6 +5,7 @@ of its own: passes over contiguous memory that is at hand cost a fraction of oth
 step are kept for its backward pass as such planes too, block of rows by block.
 """
 
+import functools
 import threading
 from collections.abc import Iterator
 
@@ -295,7 +296,7 @@ def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Itera
     """
     count, hidden = like.shape
     cpu = like.device.type == "cpu"
-    block = min(count, max(1, BLOCK // hidden)) if cpu else count
+    block = _block(count, hidden) if cpu else count
     rest = count % block
     size = count - rest
     if cpu:
@@ -305,6 +306,16 @@ def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Itera
     for start, stop in [*bounds, (count - rest, count)] if rest else bounds:
         used = memory[: planes * (stop - start) * hidden]
         yield _Tile(start, stop, min(block, stop - start), hidden, used)
+
+
+@functools.cache
+def _block(count: int, hidden: int) -> int:
+    """Rows of a block: about BLOCK values, and a number that leaves none over where there is one."""
+    fewest = -(-count * hidden // BLOCK)
+    for blocks in range(fewest, 2 * fewest):
+        if count % blocks == 0:
+            return count // blocks
+    return min(count, max(1, BLOCK // hidden))
 
 
 def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
