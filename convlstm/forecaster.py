@@ -67,7 +67,8 @@ class EncoderForecaster(nn.Module):
       first the last frame of the context).
 
     Each frame is a 1×1 convolution over the hidden states of all forecaster stages together, or of
-    the last one alone (`readout`).
+    the last one alone (`readout`). With `head_size` a 3×3 convolution to that many channels and a
+    LeakyReLU come before it, which let a patch see its neighbours.
 
     A `bidirectional` encoder reads the context in both directions, and each stage's two last states
     are merged into the forecaster's first (`MergeDirections`). With `attention` each forecaster
@@ -95,6 +96,7 @@ class EncoderForecaster(nn.Module):
         output: "linear", or "sigmoid" for frames that are probabilities in (0, 1).
         readout: Which forecaster stages a frame is read from: "all", or "last", the one that runs
             last (unconditional: the first stage, autoregressive: the last).
+        head_size: Channels of a 3×3 convolution between hidden states and frames; 0 for none.
         bidirectional: Whether the encoder reads the context in both directions.
         attention: Side of the neighbourhood, in map points, in which each point of the forecaster's
             maps looks back at all context frames: odd; 1 for its own place, 0 for no attention.
@@ -122,6 +124,7 @@ class EncoderForecaster(nn.Module):
         frame_size: tuple[int, int] | list[int] | None = None,
         output: Output = "linear",
         readout: Readout = "all",
+        head_size: int = 0,
         bidirectional: bool = False,
         attention: int = 0,
         residual: bool = False,
@@ -152,6 +155,8 @@ class EncoderForecaster(nn.Module):
             )
         if readout not in ("all", "last"):
             raise ValueError(f"readout must be 'all' or 'last', got {readout!r}")
+        if head_size < 0:
+            raise ValueError(f"head_size must be >= 0, got {head_size}")
         if peephole == "full" and frame_size is None:
             raise ValueError("peephole 'full' has a weight for each pixel: give frame_size")
         if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
@@ -213,7 +218,11 @@ class EncoderForecaster(nn.Module):
             if attention != 0
         )
         last = hidden_sizes[-1] if self.autoregressive else hidden_sizes[0]
-        self.head = nn.Conv2d(sum(hidden_sizes) if readout == "all" else last, depth, 1)
+        read = sum(hidden_sizes) if readout == "all" else last
+        self.blend: nn.Module = nn.Identity()
+        if head_size:
+            self.blend = nn.Sequential(nn.Conv2d(read, head_size, 3, padding=1), nn.LeakyReLU(0.2))
+        self.head = nn.Conv2d(head_size or read, depth, 1)
         if residual:
             nn.init.zeros_(self.head.weight)
             assert self.head.bias is not None
@@ -449,14 +458,14 @@ class EncoderForecaster(nn.Module):
         return attended
 
     def _read_out(self, hidden: list[Tensor], size: torch.Size, anchor: Tensor | None) -> Tensor:
-        """1×1 convolution over hidden states (S, B, H, h, w), at the patches' resolution.
+        """Convolutions over hidden states (S, B, H, h, w), at the patches' resolution.
 
         Of a residual network it is added to the anchor (1 or S, B, p·p·C, h, w).
         """
         if self.readout == "last":
             hidden = [hidden[-1 if self.autoregressive else 0]]
         maps = [resize(h.flatten(0, 1), size) for h in hidden]
-        patches = self.head(torch.cat(maps, dim=1)).unflatten(0, hidden[0].shape[:2])
+        patches = self.head(self.blend(torch.cat(maps, dim=1))).unflatten(0, hidden[0].shape[:2])
         return patches if anchor is None else anchor + patches
 
     def _activate(self, raw: Tensor) -> Tensor:

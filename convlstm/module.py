@@ -45,6 +45,8 @@ class VideoPredictor(Inference, pl.LightningModule):
             peephole "full" needs to be told, and takes no other.
         readout: Which hidden states a frame is read from: those of "all" forecaster stages, or of
             the "last" one alone.
+        head_size: Channels of a 3×3 convolution with LeakyReLU between these and the frame; 0 for
+            none.
         bidirectional: Whether the encoder reads the context in both directions.
         attention: Side of the neighbourhood, in map points, in which the forecaster looks back at
             all context frames: odd; 1 for each point's own place, 0 for no attention.
@@ -81,6 +83,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         peephole: Peephole = "none",
         frame_size: list[int] | None = None,
         readout: Readout = "all",
+        head_size: int = 0,
         bidirectional: bool = False,
         attention: int = 0,
         residual: bool = False,
@@ -137,6 +140,7 @@ class VideoPredictor(Inference, pl.LightningModule):
             frame_size=frame_size,
             output="sigmoid" if loss == "cross_entropy" else "linear",
             readout=readout,
+            head_size=head_size,
             bidirectional=bidirectional,
             attention=attention,
             residual=residual,

@@ -114,7 +114,7 @@ def tensors(carry):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("options", [{}, {"attention": 3}, {"residual": True}])
+@pytest.mark.parametrize("options", [{}, {"attention": 3}, {"residual": True}, {"head_size": 5}])
 def test_frames_read_and_forecast_in_pieces_are_those_of_one_call(kind, cell, options):
     network, frames = variety(kind, cell, **options)
     expected = network(frames, 4)
@@ -377,6 +377,7 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
         ({"peephole": "some"}, "peephole"),
         ({"cell": "conv"}, "cell .* 'conv'"),
         ({"readout": "first"}, "readout .* 'first'"),
+        ({"head_size": -1}, "head_size must be >= 0, got -1"),
         ({"attention": 2}, "attention .* 2"),
         ({"attention": -1}, "attention .* -1"),
         ({"cell": "gru", "peephole": "channel"}, "'channel' with 'gru'"),
@@ -462,3 +463,30 @@ def test_segments_computed_again_give_the_same_forecasts_and_gradients(forecaste
         results.append([forecast, *gradients])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_passes_hidden_states_on_gives_the_frames_of_none(kind):
+    plain, frames = variety(kind, "lstm")
+    network, _ = variety(kind, "lstm", head_size=7)  # as many as the hidden states of both stages
+    network.load_state_dict(plain.state_dict(), strict=False)
+    blend = network.blend[0]
+    with torch.no_grad():  # hidden states + 1 are positive, where a LeakyReLU is the identity
+        nn.init.dirac_(blend.weight)
+        nn.init.ones_(blend.bias)
+        network.head.bias -= network.head.weight.sum((1, 2, 3))
+    torch.testing.assert_close(network(frames, 3), plain(frames, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("head_size", [0, 5])
+def test_a_head_lets_a_patch_see_its_neighbours(head_size):
+    network = EncoderForecaster(
+        patch_size=2, hidden_sizes=[3], kernel_size=1, head_size=head_size
+    ).double()
+    frames = torch.rand(1, 2, 1, 10, 10, dtype=torch.float64)
+    touched = frames.clone()
+    touched[..., 4:6, 4:6] = 0  # the patch in the middle
+    changed = (network(touched, 1) != network(frames, 1))[0, 0, 0].nonzero()
+    reach = 1 if head_size else 0
+    assert changed.min().item() == 4 - 2 * reach
+    assert changed.max().item() == 5 + 2 * reach

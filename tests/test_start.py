@@ -63,6 +63,7 @@ def test_the_weights_bring_all_that_shapes_the_network():
             "forecaster",
             "peephole",
             "readout",
+            "head_size",
             "residual",
             "bidirectional",
             "attention",

@@ -310,7 +310,7 @@ def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Itera
 
 @functools.cache
 def _block(count: int, hidden: int) -> int:
-    """Rows of a block: about BLOCK values, and a number that leaves none over where there is one."""
+    """Rows of a block: some BLOCK values, and a number that leaves none over where there is one."""
     fewest = -(-count * hidden // BLOCK)
     for blocks in range(fewest, 2 * fewest):
         if count % blocks == 0:
