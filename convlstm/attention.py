@@ -84,15 +84,17 @@ class ContextAttention(nn.Module):
 
     def _windows(self, maps: Tensor) -> Tensor:
         """Each point's neighbourhood in all frames: (T, B, C, h, w) → (B·h·w, T·n·n, C)."""
-        windows = self._unfold(maps)  # (T, B, C, h, w, n, n)
-        return windows.permute(1, 3, 4, 0, 5, 6, 2).flatten(0, 2).flatten(1, 3)
+        steps, batch, channels = maps.shape[:3]
+        windows = self._unfold(maps.flatten(0, 1)).view(
+            steps, batch, channels, -1, maps[0, 0, 0].numel()
+        )
+        return windows.permute(1, 4, 0, 3, 2).flatten(0, 1).flatten(1, 2)
 
     def _inside(self, like: Tensor) -> Tensor:
         """Which points of each neighbourhood are on the map: (h, w, n, n)."""
-        return self._unfold(like.new_ones(like.shape[3:])) > 0
+        n, size = self.neighbourhood, like.shape[3:]
+        return self._unfold(like.new_ones(1, 1, *size)).view(n, n, *size).permute(2, 3, 0, 1) > 0
 
     def _unfold(self, maps: Tensor) -> Tensor:
-        """(…, h, w) → (…, h, w, n, n), zero outside of the map."""
-        n = self.neighbourhood
-        padded = F.pad(maps, [n // 2] * 4)
-        return padded.unfold(-2, n, 1).unfold(-2, n, 1)
+        """(N, C, h, w) → (N, C·n·n, h·w), zero outside of the map."""
+        return F.unfold(maps, self.neighbourhood, padding=self.neighbourhood // 2)
