@@ -24,7 +24,8 @@ def parser():
         (["--steps", "many"], "steps must be a whole number, got many"),
         (["--size", "4x4"], "size must be a whole number, a list or null, got 4x4"),
         (["--size", "[4, x]"], "size must be a whole number, a list or null, got [4, 'x']"),
-        (["--step", "5"], "there is no option --step 5"),  # no abbreviations
+        (["--step", "5"], "there is no option --step 5; did you mean --steps?"),  # no abbreviations
+        (["--colour", "red"], "there is no option --colour red"),
         (["more"], "unexpected: more"),
     ],
 )

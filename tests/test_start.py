@@ -256,6 +256,15 @@ def test_a_run_goes_on_with_its_own_configuration_whatever_was_typed_at_first(co
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_run_may_go_on_with_less_memory(config):
+    words = ["fit", "-c", config, "--model.schedule", "constant", "--data.train_size", "4"]
+    words += ["--trainer.max_steps", "-1", "--trainer.max_epochs"]
+    assert main([*words, "1"]) == 0
+    assert main([*words, "2", "--resume", "--model.checkpoint_every", "2"]) == 0
+    saved = checkpoint("runs/small")
+    assert (saved["global_step"], saved["hyper_parameters"]["checkpoint_every"]) == (4, 2)
+
+
 def test_a_run_that_is_finished_in_epochs_is_so_until_it_gets_more(config, capsys):
     words = ["fit", "-c", config, "--model.schedule", "constant", "--data.train_size", "4"]
     words += ["--trainer.max_steps", "-1", "--trainer.max_epochs"]

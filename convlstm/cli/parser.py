@@ -1,6 +1,7 @@
 """Mistakes in the arguments: one line, exit status 2."""
 
 import re
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -31,7 +32,19 @@ class OneLineErrors(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program."""
-        self.exit(2, f"{self.command}: error: {plain(message)} (see {self.command} --help)\n")
+        text = plain(message)
+        wrong = re.match(r"there is no option (-*)(\S+)", text)
+        if wrong is not None and (meant := get_close_matches(wrong[2], self._options(), 1)):
+            text += f"; did you mean {wrong[1]}{meant[0]}?"
+        self.exit(2, f"{self.command}: error: {text} (see {self.command} --help)\n")
+
+    def _options(self) -> list[str]:
+        """All options without their dashes, those of subcommands too."""
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+        return [word.lstrip("-") for parser in parsers for word in parser._option_string_actions]
 
 
 def plain(message: str) -> str:

@@ -206,8 +206,8 @@ def _check_options(model: Any, options: dict[str, Any], path: str, run_dir: Path
     """
     for name, trained in {**DEFAULTS, **options}.items():
         noted = name == "frame_size" and model["peephole"] != "full"  # when training begins
-        if noted or model.get(name) == trained:
-            continue
+        if noted or name == "checkpoint_every" or model.get(name) == trained:
+            continue  # memory is no matter of the result
         key = "data.context_length" if name == "context_length" else f"model.{name}"
         raise ValueError(
             f"--{key} is {model.get(name)}, but {path} was trained with {trained}: a training "
