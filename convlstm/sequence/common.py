@@ -13,7 +13,7 @@ from torch import Tensor
 from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
 
 # Bytes of input gates that are computed ahead. On a CPU about the size of its cache.
-AHEAD = {"cpu": 2**24, "other": 2**28}
+AHEAD = {"cpu": 2**23, "other": 2**28}
 
 
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
