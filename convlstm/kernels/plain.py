@@ -121,9 +121,8 @@ def lstm_backward(
         i, f, g, o = _load(tile.planar(gates), d_gates)
         d_c_here = tile.rows(d_c)
         _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
-        torch.mul(
-            tile.rows(new), -2, out=s
-        ).sigmoid_()  # tanh(c) = 1 - 2s, its derivative 4s(1 - s)
+        torch.mul(tile.rows(new), -2, out=s).sigmoid_()
+        # tanh(c) = 1 - 2s, and its derivative 4s(1 - s).
         torch.mul(d_h, o, out=d_new)
         aten.sigmoid_backward.grad_input(d_new, s, grad_input=d_new)
         torch.add(d_c_here, d_new, alpha=4, out=d_new)
