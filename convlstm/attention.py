@@ -84,9 +84,9 @@ class ContextAttention(nn.Module):
 
     def _windows(self, maps: Tensor) -> Tensor:
         """Each point's neighbourhood in all frames: (T, B, C, h, w) → (B·h·w, T·n·n, C)."""
-        steps, batch, channels = maps.shape[:3]
+        steps, batch, channels, height, width = maps.shape
         windows = self._unfold(maps.flatten(0, 1)).view(
-            steps, batch, channels, -1, maps[0, 0, 0].numel()
+            steps, batch, channels, self.neighbourhood**2, height * width
         )
         return windows.permute(1, 4, 0, 3, 2).flatten(0, 1).flatten(1, 2)
 

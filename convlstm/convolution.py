@@ -1,7 +1,7 @@
 """The convolution that every recurrence uses: stride 1, output as large as the input.
 
-With a 1×1 kernel it is a product of matrices and computed as one: for the flattened frames of an
-FC-LSTM, maps of one pixel, that takes a fraction of a convolution's time.
+Of maps of one pixel, such as the flattened frames of an FC-LSTM, a 1×1 kernel is a product of
+matrices, which takes a fraction of a convolution's time.
 """
 
 import torch
@@ -24,8 +24,8 @@ def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         Maps (B, out, H, W).
     """
     height, width = weight.shape[-2:]
-    if height == width == 1:
-        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    if _is_product(x, weight):
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
     if height % 2 and width % 2:
         return F.conv2d(x, weight, bias, padding=(height // 2, width // 2))
     return F.conv2d(_pad(x, height, width), weight, bias)
@@ -34,8 +34,8 @@ def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `same_conv2d` with respect to x, of which only shape and layout count."""
     height, width = weight.shape[-2:]
-    if height == width == 1:
-        return (grad.movedim(1, -1) @ weight.flatten(1)).movedim(-1, 1)
+    if _is_product(x, weight):
+        return (grad.flatten(1) @ weight.flatten(1))[:, :, None, None]
     d_x = _backward(grad, x, weight, 0)
     if height % 2 and width % 2:
         return d_x
@@ -45,9 +45,8 @@ def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def same_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `same_conv2d` with respect to the weight, of which only the shape counts."""
-    if weight.shape[2:] == (1, 1):
-        rows = [maps.movedim(1, -1).flatten(0, 2) for maps in (grad, x)]
-        return (rows[0].T @ rows[1]).view(weight.shape)
+    if _is_product(x, weight):
+        return (grad.flatten(1).T @ x.flatten(1)).view(weight.shape)
     return _backward(grad, x, weight, 1)
 
 
@@ -67,6 +66,10 @@ def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
     """A convolution weight drawn uniformly from ±1/√fan_in, as PyTorch's own layers start."""
     bound = (shape[1] * shape[2] * shape[3]) ** -0.5
     return torch.empty(shape).uniform_(-bound, bound)
+
+
+def _is_product(x: Tensor, weight: Tensor) -> bool:
+    return x.shape[2:] == weight.shape[2:] == (1, 1)
 
 
 def _pad(x: Tensor, height: int, width: int) -> Tensor:

@@ -67,8 +67,8 @@ class EncoderForecaster(nn.Module):
       first the last frame of the context).
 
     Each frame is a 1×1 convolution over the hidden states of all forecaster stages together, or of
-    the last one alone (`readout`). With `head_size` a 3×3 convolution to that many channels and a
-    LeakyReLU come before it, which let a patch see its neighbours.
+    the last one alone (`readout`). With `head_size` a 3×3 convolution to that many channels, by
+    which a patch sees its neighbours, and a LeakyReLU come before it.
 
     A `bidirectional` encoder reads the context in both directions, and each stage's two last states
     are merged into the forecaster's first (`MergeDirections`). With `attention` each forecaster
@@ -219,9 +219,9 @@ class EncoderForecaster(nn.Module):
         )
         last = hidden_sizes[-1] if self.autoregressive else hidden_sizes[0]
         read = sum(hidden_sizes) if readout == "all" else last
-        self.blend: nn.Module = nn.Identity()
+        self.neck: nn.Module = nn.Identity()
         if head_size:
-            self.blend = nn.Sequential(nn.Conv2d(read, head_size, 3, padding=1), nn.LeakyReLU(0.2))
+            self.neck = nn.Sequential(nn.Conv2d(read, head_size, 3, padding=1), nn.LeakyReLU(0.2))
         self.head = nn.Conv2d(head_size or read, depth, 1)
         if residual:
             nn.init.zeros_(self.head.weight)
@@ -465,7 +465,7 @@ class EncoderForecaster(nn.Module):
         if self.readout == "last":
             hidden = [hidden[-1 if self.autoregressive else 0]]
         maps = [resize(h.flatten(0, 1), size) for h in hidden]
-        patches = self.head(self.blend(torch.cat(maps, dim=1))).unflatten(0, hidden[0].shape[:2])
+        patches = self.head(self.neck(torch.cat(maps, dim=1))).unflatten(0, hidden[0].shape[:2])
         return patches if anchor is None else anchor + patches
 
     def _activate(self, raw: Tensor) -> Tensor:

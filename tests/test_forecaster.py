@@ -470,10 +470,10 @@ def test_a_head_that_passes_hidden_states_on_gives_the_frames_of_none(kind):
     plain, frames = variety(kind, "lstm")
     network, _ = variety(kind, "lstm", head_size=7)  # as many as the hidden states of both stages
     network.load_state_dict(plain.state_dict(), strict=False)
-    blend = network.blend[0]
+    neck = network.neck[0]
     with torch.no_grad():  # hidden states + 1 are positive, where a LeakyReLU is the identity
-        nn.init.dirac_(blend.weight)
-        nn.init.ones_(blend.bias)
+        nn.init.dirac_(neck.weight)
+        nn.init.ones_(neck.bias)
         network.head.bias -= network.head.weight.sum((1, 2, 3))
     torch.testing.assert_close(network(frames, 3), plain(frames, 3), rtol=0, atol=1e-12)
 

@@ -33,6 +33,48 @@ def run(layer, x, state, dtype):
     return [output, *parts, *torch.autograd.grad(loss, wanted)]
 
 
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("kind", LAYERS)
+@torch.no_grad()
+def test_kernels_forecast_without_keeping_gates(triton, kind):
+    layer, x = LAYERS[kind](2, 3).to(DEVICE), torch.randn(2, 3, 2, 3, 5, device=DEVICE)
+    with use_backend("plain"):
+        expected, _ = layer(x)
+    with use_backend("triton"):
+        output, _ = layer(x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_gates_are_kept_for_a_backward_pass_alone(kind, grad):
+    name = f"{kind}_forward"
+    with (
+        torch.set_grad_enabled(grad),
+        mock.patch.object(plain, name, wraps=getattr(plain, name)) as forward,
+    ):
+        LAYERS[kind](2, 3)(torch.randn(2, 3, 2, 3, 5))
+    for call in forward.call_args_list:
+        assert (call.args[4] is not None) == grad
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_empty_batch_gives_an_empty_result(kind):
+    layer = LAYERS[kind](2, 3)
+    output, _ = layer(torch.zeros(0, 3, 2, 3, 5))
+    assert output.shape == (0, 3, 3, 3, 5)
+    output.sum().backward()
+    assert all(not parameter.grad.any() for parameter in layer.parameters())
+
+
+def test_another_default_device_is_not_the_gates(monkeypatch):
+    monkeypatch.setattr(plain, "_threads", threading.local())
+    layer, x = ConvLSTM(2, 3), torch.randn(2, 3, 2, 3, 5)
+    with torch.device("meta"), torch.no_grad():
+        output, _ = layer(x)
+    assert torch.equal(output, layer(x)[0])
+
+
 def compare(kind, options, with_state, dtype, tolerance):
     layer = LAYERS[kind](2, 3, **options).to(DEVICE)
     for parameter in layer.parameters():
@@ -162,11 +204,9 @@ def test_rows_cut_into_tiles_and_blocks_give_the_same_results(kind, frame, monke
     for tile, block in ((plain.TILE, plain.BLOCK), (2 * 15 // torch.get_num_threads(), 15)):
         monkeypatch.setattr(plain, "TILE", tile)
         monkeypatch.setattr(plain, "BLOCK", block)
-        plain._block.cache_clear()
         output, _ = layer(x)
         gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
         results.append([output, *gradients])
-    plain._block.cache_clear()
     for a, b in zip(*results, strict=True):
         # At a tile's end some values are computed one by one, with other last bits.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
@@ -177,4 +217,4 @@ def test_rows_cut_into_tiles_and_blocks_give_the_same_results(kind, frame, monke
     [(2048, 64, 256), (2048, 34, 256), (8, 496, 8), (3, 40000, 1), (997, 64, 256)],
 )
 def test_blocks_are_alike_where_the_rows_can_be_cut_so(count, hidden, rows):
-    assert plain._block(count, hidden) == rows
+    assert plain._block(count, hidden, 16384) == rows

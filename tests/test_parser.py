@@ -25,6 +25,11 @@ def parser():
         (["--size", "4x4"], "size must be a whole number, a list or null, got 4x4"),
         (["--size", "[4, x]"], "size must be a whole number, a list or null, got [4, 'x']"),
         (["--step", "5"], "there is no option --step 5; did you mean --steps?"),  # no abbreviations
+        (
+            ["--step=a/very/long/path"],
+            "there is no option --step=a/very/long/path; did you mean --steps?",
+        ),
+        (["-steps", "5"], "there is no option -steps 5; did you mean --steps?"),
         (["--colour", "red"], "there is no option --colour red"),
         (["more"], "unexpected: more"),
     ],
@@ -44,3 +49,11 @@ def test_choices_are_listed():
     text = """Parser key "format" element 1: Expected a typing.Literal['gif', 'png', 'npy'].
     Got value: mp5"""
     assert plain(text) == "format must be gif, png or npy, got mp5"
+
+
+def test_options_of_subcommands_are_suggested_too(parser, capsys):
+    above = Parser()
+    above.add_subcommands().add_subcommand("sub", parser)
+    with pytest.raises(SystemExit, match="2"):
+        above.parse_args(["sub", "--stpes", "5"])
+    assert "there is no option --stpes 5; did you mean --steps?" in capsys.readouterr().err

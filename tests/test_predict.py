@@ -346,8 +346,8 @@ def test_a_real_ctrl_c_does_so_too(model, folder):
 def test_frames_that_cannot_fit_in_memory_are_refused_before_they_are_read(
     model, monkeypatch, capsys
 ):
-    # 2 stages of the LSTM's 4 gates of 2 channels, 7x8 points, 4 bytes, 10 forecast frames
-    needed = 4 * 2 * 7 * 8 * 4 * 10
+    # a stage's hidden states of 2 channels, 7x8 points, 4 bytes, 10 forecast frames
+    needed = 2 * 7 * 8 * 4 * 10
     for size, status in ((needed, 0), (needed - 1, 1)):
         pages = {"SC_PHYS_PAGES": size, "SC_PAGE_SIZE": 1}
         monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
@@ -360,7 +360,7 @@ def test_frames_that_cannot_fit_in_memory_are_refused_before_they_are_read(
 
 def test_the_memory_needed_is_that_of_the_smallest_map(monkeypatch):
     network = EncoderForecaster(patch_size=2, hidden_sizes=[8, 2], downsample=[1, 3], cell="gru")
-    needed = 3 * 2 * (3 * 2) * 4 * 5  # 13x12 pixels padded to 18x12, 5 frames
+    needed = 2 * (3 * 2) * 4 * 5  # 13x12 pixels padded to 18x12, 5 frames
     for size in (needed, needed - 1):
         pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": size}
         monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convlstm import ConvGRU, ConvGRUCell, ConvLSTM, ConvLSTMCell, ConvRNN, ConvRNNCell
+from convlstm.kernels import plain
 from convlstm.sequence import common, gru_sequence, lstm_sequence, rnn_sequence
 
 
@@ -282,14 +283,17 @@ def test_input_gates_made_a_few_steps_at_a_time_are_the_same(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_what_is_kept_for_the_backward_pass_may_lie_elsewhere_meanwhile(kind):
+@pytest.mark.parametrize("last", [-1, -2, 0])
+def test_what_is_kept_for_the_backward_pass_may_lie_elsewhere_meanwhile(kind, last):
     # As with `torch.autograd.graph.save_on_cpu`: values and shape come back, strides need not.
     layer = kind(2, 3).double()
     x = torch.randn(2, 5, 2, 4, 6, dtype=torch.float64, requires_grad=True)
     expected = trained(layer, x)
 
-    def put_away(kept):
-        return kept.detach().clone(memory_format=torch.contiguous_format)
+    def put_away(kept):  # with another dimension last in memory
+        if kept.ndim == 1:
+            return kept.detach().clone()
+        return kept.detach().movedim(last, -1).contiguous().movedim(-1, last)
 
     with torch.autograd.graph.saved_tensors_hooks(put_away, lambda kept: kept):
         results = trained(layer, x)
@@ -298,11 +302,12 @@ def test_what_is_kept_for_the_backward_pass_may_lie_elsewhere_meanwhile(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(kind):
+def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(kind, monkeypatch):
     layer = kind(2, 8)
     x = torch.randn(1, 3, 2, 64, 50, requires_grad=True)  # more rows than lie in one block
     expected = trained(layer, x)
     threads = torch.get_num_threads()
+    monkeypatch.setattr(plain, "TILE", 8 * 1600)  # half of them
     output, _ = layer(x)
     torch.set_num_threads(threads % 2 + 1)
     try:

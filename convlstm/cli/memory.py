@@ -22,15 +22,15 @@ def check_memory(network: EncoderForecaster, frames: int, size: tuple[int, int])
         size: (height, width) of the frames in pixels.
 
     Raises:
-        ValueError: The gates of one layer alone are larger than the memory.
+        ValueError: The hidden states of one layer alone are larger than the memory.
     """
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
         return  # Windows makes no such promises
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     height, width = (-(-side // network.multiple) for side in size)  # of the smallest map
-    weight = network.encoder[-1].weight_hh_l0  # (gates, hidden, m, m)
+    weight = network.encoder[-1].weight_hh_l0  # (gates, H, m, m)
     assert isinstance(weight, Tensor)
-    needed = frames * height * width * weight.shape[0] * weight.element_size()
+    needed = frames * height * width * weight.shape[1] * weight.element_size()
     if needed > memory:
         raise ValueError(
             f"{frames} frames of {size[0]} x {size[1]} pixels need more than "

@@ -33,18 +33,20 @@ class OneLineErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program."""
         text = plain(message)
-        wrong = re.match(r"there is no option (-*)(\S+)", text)
-        if wrong is not None and (meant := get_close_matches(wrong[2], self._options(), 1)):
-            text += f"; did you mean {wrong[1]}{meant[0]}?"
+        wrong = re.match(r"there is no option ([^\s=]+)", text)
+        meant = get_close_matches(wrong[1], self._options(wrong[1]), 1, 0.75) if wrong else []
+        if meant:
+            text += f"; did you mean {meant[0]}?"
         self.exit(2, f"{self.command}: error: {text} (see {self.command} --help)\n")
 
-    def _options(self) -> list[str]:
-        """All options without their dashes, those of subcommands too."""
+    def _options(self, wrong: str) -> list[str]:
+        """All options, those of subcommands too; without dashes if the wrong one has none."""
         parsers = [self]
         for action in self._actions:
             if isinstance(action.choices, dict):
                 parsers += action.choices.values()
-        return [word.lstrip("-") for parser in parsers for word in parser._option_string_actions]
+        words = [word for parser in parsers for word in parser._option_string_actions]
+        return words if wrong.startswith("-") else [word.lstrip("-") for word in words]
 
 
 def plain(message: str) -> str:

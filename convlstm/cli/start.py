@@ -199,15 +199,17 @@ def _keep_origin(config: Any, run_dir: Path) -> None:
 
 
 def _check_options(model: Any, options: dict[str, Any], path: str, run_dir: Path) -> None:
-    """A training that goes on keeps the model's options.
+    """A training that goes on keeps the model's options, but for that which only saves memory.
 
     Raises:
         ValueError: One differs from the checkpoint's.
     """
-    for name, trained in {**DEFAULTS, **options}.items():
+    kept = {**DEFAULTS, **options}
+    del kept["checkpoint_every"]
+    for name, trained in kept.items():
         noted = name == "frame_size" and model["peephole"] != "full"  # when training begins
-        if noted or name == "checkpoint_every" or model.get(name) == trained:
-            continue  # memory is no matter of the result
+        if noted or model.get(name) == trained:
+            continue
         key = "data.context_length" if name == "context_length" else f"model.{name}"
         raise ValueError(
             f"--{key} is {model.get(name)}, but {path} was trained with {trained}: a training "

@@ -2,7 +2,8 @@
 
 Maps come as rows: a matrix (N, channels) of N = B·h·w pixels, which is what maps with channels last
 are in memory. Products are exact (float32, or float64 for float64 gates) whatever the dtype of the
-gates; cell states are exact.
+gates; cell states are exact. What a forward kernel keeps of the gates is for the backward kernel of
+the same backend alone.
 
 There are two backends. `plain` is PyTorch alone, for every device and dtype, and the reference.
 `triton` makes one kernel of each step, for CUDA. `convlstm.kernels.backend` chooses.

@@ -294,8 +294,10 @@ def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Itera
     pass has left even with other threads.
     """
     count, hidden = like.shape
+    if count == 0:
+        return
     cpu = like.device.type == "cpu"
-    block = _block(count, hidden) if cpu else count
+    block = _block(count, hidden, BLOCK) if cpu else count
     rest = count % block
     size = count - rest
     if cpu:
@@ -308,13 +310,13 @@ def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Itera
 
 
 @functools.cache
-def _block(count: int, hidden: int) -> int:
-    """Rows of a block: some BLOCK values, and a number that leaves none over where there is one."""
-    fewest = -(-count * hidden // BLOCK)
+def _block(count: int, hidden: int, values: int) -> int:
+    """Rows of a block of so many values or fewer, and a number that leaves none over if it can."""
+    fewest = -(-count * hidden // values)
     for blocks in range(fewest, 2 * fewest):
         if count % blocks == 0:
             return count // blocks
-    return min(count, max(1, BLOCK // hidden))
+    return min(count, max(1, values // hidden))
 
 
 def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
@@ -328,7 +330,7 @@ def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
     memory: Tensor | None = getattr(_threads, str(dtype), None)
     if memory is None or len(memory) < values:
         with torch.inference_mode(False):  # or training could not write to it later
-            memory = torch.empty(values, dtype=dtype)
+            memory = torch.empty(values, dtype=dtype, device=like.device)
         setattr(_threads, str(dtype), memory)
     return memory[:values]
 

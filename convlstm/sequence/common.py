@@ -12,7 +12,8 @@ from torch import Tensor
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
 
-# Bytes of input gates that are computed ahead. On a CPU about the size of its cache.
+# Bytes of input gates that are computed ahead; twice that are there while the next are computed. On
+# a CPU so many that they stay in its cache.
 AHEAD = {"cpu": 2**23, "other": 2**28}
 
 

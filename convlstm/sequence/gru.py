@@ -56,7 +56,11 @@ def gru_sequence(
 
 
 class _GRU(torch.autograd.Function):
-    """Gates are (T, B, 3H, h, w) in the order r, z, n; all maps have channels last in memory."""
+    """All maps are (T, B, channels, h, w) with channels last in memory.
+
+    What the kernels keep of the gates for the backward pass takes the memory of maps of 3H
+    channels, in an order of their own; their gradients are such maps, in the order r, z, n.
+    """
 
     @staticmethod
     def forward(
@@ -91,7 +95,8 @@ class _GRU(torch.autograd.Function):
             step, candidate = (gate_rows[t], candidate_rows[t]) if keep else (None, None)
             kernels.gru_forward(from_x, from_h, bias_hh, before, step, candidate, output_rows[t])
         if keep:
-            gates = gates.movedim(2, -1)  # as in memory, which is the kernels' own affair
+            # As they lie in memory: hooks may keep values and shape, but not strides.
+            gates = gates.movedim(2, -1)
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs
             )
@@ -106,6 +111,7 @@ class _GRU(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs = ctx.saved_tensors
         hidden = weight_hh.shape[1]
+        gates = gates.contiguous()
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
         d_hidden = torch.empty_like(gates).movedim(-1, 2)

@@ -62,7 +62,11 @@ def lstm_sequence(
 
 
 class _LSTM(torch.autograd.Function):
-    """Gates are (T, B, 4H, h, w) in the order i, f, g, o; all maps have channels last in memory."""
+    """All maps are (T, B, channels, h, w) with channels last in memory.
+
+    What the kernels keep of the gates for the backward pass takes the memory of maps of 4H
+    channels, in an order of their own; their gradients are such maps, in the order i, f, g, o.
+    """
 
     @staticmethod
     def forward(
@@ -100,7 +104,8 @@ class _LSTM(torch.autograd.Function):
             kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t])
             c = new
         if keep:
-            gates = gates.movedim(2, -1)  # as in memory, which is the kernels' own affair
+            # As they lie in memory: hooks may keep values and shape, but not strides.
+            gates = gates.movedim(2, -1)
             ctx.save_for_backward(
                 x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs
             )
@@ -118,6 +123,7 @@ class _LSTM(torch.autograd.Function):
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs = ctx.saved_tensors
+        gates = gates.contiguous()
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
         gates = gates.movedim(-1, 2)
