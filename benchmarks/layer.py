@@ -2,14 +2,15 @@
 
     python benchmarks/layer.py --threads 2
 
-In one run, interleaved, medians; forward without gradients, and a training step (forward, and
-backward from a given gradient). Columns: this project; this project with `checkpoint_every` 5; a
-textbook cell (concatenate, convolve, split; autograd, channels first); Keras on PyTorch, where it
-is installed (`pip install keras`); the floor: the same convolutions alone, the input's in one call
-over all steps, channels last, in the same precision. On a CPU peak memory is the growth of the
-largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is
-the allocator's peak. With one thread times are the processor's, which hardly depend on what else
-the machine does; with more, run it on an idle machine: threads that wait for each other lose most.
+In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
+a training step (forward, and backward from a given gradient). Columns: this project; this project
+with `checkpoint_every` 5; a textbook cell (concatenate, convolve, split; autograd, channels first);
+Keras on PyTorch, where it is installed (`pip install keras`); the floor: the same convolutions
+alone, the input's in one call over all steps, channels last, in the same precision. On a CPU peak
+memory is the growth of the largest resident size (`VmHWM`, Linux) of a process of its own over a
+training step; on CUDA it is the allocator's peak. With one thread times are the processor's, which
+hardly depend on what else the machine does; with more, run it on an idle machine: threads that wait
+for each other lose most.
 """
 
 import argparse
@@ -268,6 +269,14 @@ def passes(
 
 def measure(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each, all taking turns."""
+    times = take_turns(runs, repeats, device)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def take_turns(
+    runs: dict[str, Callable[[], None]], repeats: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each in every turn."""
     alone = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -279,7 +288,13 @@ def measure(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> d
             wait(device)
             if repeat > 0:  # the first is warm-up
                 times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def times_as_fast(times: dict[str, list[float]], name: str, other: str) -> float:
+    """How many times as fast as another one is; median over turns."""
+    pairs = zip(times[name], times[other], strict=True)
+    return statistics.median(theirs / mine for mine, theirs in pairs)
 
 
 def wait(device: str) -> None:
@@ -324,18 +339,18 @@ def columns(case: Case) -> list[str]:
 
 def table(case: Case, precisions: list[str], repeats: int, device: str, threads: int) -> None:
     """Measures a case and prints it, ratios first."""
-    print(
-        "| | precision | training, × textbook | training, of the floor | forward, of the floor |",
-        end="",
-    )
-    print(" training, sequences/s | forward, sequences/s | peak, × textbook fp32 | peak, MiB |")
-    print("|" + "---|" * 9)
+    head = [
+        *("", "precision", "training, × textbook", "training, of the floor"),
+        *("forward, × textbook", "forward, of the floor"),
+        *("training, sequences/s", "forward, sequences/s", "peak, × textbook fp32", "peak, MiB"),
+    ]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     exact_peak = None
     for precision in precisions:
         names = columns(case)
         pairs = {name: passes(case, name, precision, device) for name in names}
-        forward = measure({name: pair[0] for name, pair in pairs.items()}, repeats, device)
-        train = measure({name: pair[1] for name, pair in pairs.items()}, repeats, device)
+        forward = take_turns({name: pair[0] for name, pair in pairs.items()}, repeats, device)
+        train = take_turns({name: pair[1] for name, pair in pairs.items()}, repeats, device)
         del pairs
         peaks = {
             name: peak_memory(case, name, precision, device, threads)
@@ -346,11 +361,12 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
             exact_peak = peaks[TEXTBOOK]
         for name in names:
             cells = [
-                f"{train[TEXTBOOK] / train[name]:.2f}",
-                f"{train[FLOOR] / train[name]:.0%}",
-                f"{forward[FLOOR] / forward[name]:.0%}",
-                f"{case.batch / train[name]:.3g}",
-                f"{case.batch / forward[name]:.3g}",
+                f"{times_as_fast(train, name, TEXTBOOK):.2f}",
+                f"{times_as_fast(train, name, FLOOR):.0%}",
+                f"{times_as_fast(forward, name, TEXTBOOK):.2f}",
+                f"{times_as_fast(forward, name, FLOOR):.0%}",
+                f"{case.batch / statistics.median(train[name]):.3g}",
+                f"{case.batch / statistics.median(forward[name]):.3g}",
                 f"{peaks[name] / exact_peak:.2f}" if name in peaks and exact_peak else "",
                 f"{peaks[name]:.0f}" if name in peaks else "",
             ]
