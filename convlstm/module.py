@@ -15,6 +15,7 @@ from convlstm.forecaster import EncoderForecaster, Feedback, Readout
 from convlstm.inference import Inference
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy
+from convlstm.optimizers import OPTIMIZERS, OptimizerName, build_optimizer
 from convlstm.pixels import to_unit
 from convlstm.pretrained import read_pretrained
 from convlstm.stages import Cell
@@ -53,9 +54,9 @@ class VideoPredictor(Inference, pl.LightningModule):
         residual: Whether forecasts are added to the last frame of the context, so that what stands
             still stays sharp; not for the loss "cross_entropy".
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
-        optimizer: "adam" or "adamw".
+        optimizer: "adam", "adamw" or "muon"; see `convlstm.optimizers`.
         learning_rate: The schedule's peak.
-        weight_decay: For "adamw".
+        weight_decay: For "adamw" and "muon".
         schedule: "onecycle" (needs trainer.max_steps) or "constant".
         warmup: Part of "onecycle" in which the learning rate rises, in (0, 1).
         scheduled_sampling_steps: Training steps over which the probability that the autoregressive
@@ -88,7 +89,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         attention: int = 0,
         residual: bool = False,
         loss: Loss = "mse",
-        optimizer: Literal["adam", "adamw"] = "adam",
+        optimizer: OptimizerName = "adam",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         schedule: Literal["onecycle", "constant"] = "onecycle",
@@ -100,15 +101,15 @@ class VideoPredictor(Inference, pl.LightningModule):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        if optimizer not in ("adam", "adamw"):
-            raise ValueError(f"optimizer must be 'adam' or 'adamw', got {optimizer!r}")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
         if schedule not in ("onecycle", "constant"):
             raise ValueError(f"schedule must be 'onecycle' or 'constant', got {schedule!r}")
         if not learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
         if weight_decay < 0 or (weight_decay and optimizer == "adam"):
             raise ValueError(
-                f"weight_decay must be >= 0, and 0 unless optimizer is 'adamw', got {weight_decay}"
+                f"weight_decay must be >= 0, and 0 with the optimizer 'adam', got {weight_decay}"
             )
         if not 0 < warmup < 1:
             raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
@@ -306,13 +307,10 @@ class VideoPredictor(Inference, pl.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam or AdamW, with OneCycle stepped at every batch."""
+        """The optimizer, with OneCycle stepped at every batch."""
         options = self.hparams
-        kind = torch.optim.AdamW if options["optimizer"] == "adamw" else torch.optim.Adam
-        optimizer = kind(
-            self.network.parameters(),
-            lr=options["learning_rate"],
-            weight_decay=options["weight_decay"],
+        optimizer = build_optimizer(
+            self.network, options["optimizer"], options["learning_rate"], options["weight_decay"]
         )
         if options["schedule"] == "constant":
             return optimizer
@@ -328,6 +326,7 @@ class VideoPredictor(Inference, pl.LightningModule):
             options["learning_rate"],
             total_steps=self.trainer.max_steps,
             pct_start=options["warmup"],
+            cycle_momentum=options["optimizer"] != "muon",  # whose momentum stays
         )
         return {
             "optimizer": optimizer,
