@@ -36,7 +36,7 @@ def options(name: str) -> dict[str, Any]:
     if name == "lstm":
         return {}
     model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["model"]
-    of_training = ("hidden_sizes", "learning_rate", "context_loss")
+    of_training = ("hidden_sizes", "optimizer", "learning_rate", "context_loss")
     return {key: value for key, value in model.items() if key not in of_training}
 
 

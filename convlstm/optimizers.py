@@ -19,11 +19,10 @@ def build_optimizer(
         network: An `EncoderForecaster`.
         name: "adam" (D. Kingma and J. Ba 2015, https://arxiv.org/abs/1412.6980), "adamw"
             (I. Loshchilov and F. Hutter 2019, https://arxiv.org/abs/1711.05101), or "muon": the
-            momentum of each convolution kernel, but the head's, is a matrix (output channels,
-            input channels times pixels) and its step that matrix made orthogonal (K. Jordan et al.
-            2024, https://kellerjordan.github.io/posts/muon), as large as a step of Adam would be
-            (J. Liu et al. 2025, https://arxiv.org/abs/2502.16982, equation 4). All other
-            parameters have AdamW.
+            momentum of each convolution kernel but the head's, flattened to a matrix (first axis,
+            all others), is made orthogonal before it is stepped along (K. Jordan et al. 2024,
+            https://kellerjordan.github.io/posts/muon), with steps as large as Adam's (J. Liu et al.
+            2025, https://arxiv.org/abs/2502.16982). All other parameters have Adam.
         learning_rate: Of all parameters.
         weight_decay: For adamw all parameters', for muon the kernels'.
     """

@@ -33,6 +33,7 @@ CONFIG = {
     "model": {
         "patch_size": 4,
         "hidden_sizes": [4, 4],
+        "optimizer": "muon",
         "learning_rate": 0.01,
         "forecaster": "autoregressive",
         "scheduled_sampling_steps": 20,

@@ -24,7 +24,7 @@ FLOORS = [
     {"cells"},
     {"pretrained"},
     {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels", "attention"},
-    {"allocator", "convolution", "files"},
+    {"allocator", "convolution", "files", "optimizers"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))
