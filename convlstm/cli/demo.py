@@ -30,6 +30,7 @@ OPTIONS = {
     "data.val_size": 64,
     "data.test_size": TEST_CLIPS,
     "model.hidden_sizes": "[32, 32]",
+    "model.optimizer": "muon",
     "model.learning_rate": 0.015,
     "model.warmup": 0.2,
     "trainer.accelerator": "cpu",
