@@ -1,13 +1,13 @@
 """The optimizers that a predictor trains with."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 OptimizerName = Literal["adam", "adamw", "muon"]
-OPTIMIZERS = ("adam", "adamw", "muon")
+OPTIMIZERS = get_args(OptimizerName)
 
 
 def build_optimizer(

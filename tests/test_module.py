@@ -50,7 +50,7 @@ def trainer(tmp_path, **options):
         ({"optimizer": "sgd"}, "optimizer .* 'sgd'"),
         ({"schedule": "cosine"}, "schedule .* 'cosine'"),
         ({"learning_rate": 0.0}, "learning_rate .* 0.0"),
-        ({"weight_decay": 0.1}, "adam.* 0.1"),
+        ({"weight_decay": 0.1}, "weight_decay .* 'adam', got 0.1"),
         ({"warmup": 1.0}, "warmup .* 1.0"),
         ({"context_length": 0}, "context_length .* 0"),
         ({"scheduled_sampling_steps": 5}, "autoregressive.* 5"),
