@@ -21,6 +21,10 @@ from convlstm.pretrained import read_pretrained
 from convlstm.stages import Cell
 
 Batch = dict[str, Tensor]
+ENDLESS = (
+    "schedule 'onecycle' needs to know its end: set trainer.max_steps, or choose "
+    "--model.schedule constant"
+)
 
 
 class VideoPredictor(Inference, pl.LightningModule):
@@ -317,10 +321,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         # From max_steps: asking the Trainer for its estimate would open the data too early for an
         # exact resume.
         if self.trainer.max_steps < 1:
-            raise ValueError(
-                "schedule 'onecycle' needs to know its end: set trainer.max_steps, or choose "
-                "--model.schedule constant"
-            )
+            raise ValueError(ENDLESS)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             options["learning_rate"],

@@ -295,6 +295,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "small.yaml", "--trainer.max_steps", "many"], 2, "number, got many"),
         (["fit", "-c", "small.yaml", "--data.digits", "letters"], 2, "convlstm fit: error: "),
         (["fit", "-c", "wrong.yaml"], 2, "hidden"),
+        (["fit", "-c", "number.yaml"], 2, "number.yaml: model must be a mapping of options, got 3"),
         (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),
         (["fit", "-c", "small.yaml", "--data.frame_size", "20"], 1, "frame_size is 20"),
         (["fit", "-c", "small.yaml", "--model.hidden_sizes", "[]"], 1, "hidden_sizes"),
@@ -322,11 +323,13 @@ def test_a_users_mistake_is_one_line_with_the_right_status(
 ):
     with open("wrong.yaml", "w") as file:  # noqa: PTH123
         yaml.safe_dump({**CONFIG, "model": {"hidden": 3}}, file)
+    with open("number.yaml", "w") as file:  # noqa: PTH123
+        yaml.safe_dump({**CONFIG, "model": 3}, file)
     with open("broken.yaml", "w") as file:  # noqa: PTH123
         file.write("model: [1, 2")
     before = files(tmp_path)
     assert named in fails(capsys, status, *words)
-    # Lightning opens its log before it looks at optimizer and loaders.
+    # Lightning opens its log before it looks at the loaders.
     left = {p for p in files(tmp_path) - before if "logs" not in p.parts}
     assert not left
 

@@ -38,7 +38,7 @@ from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
-from convlstm.module import VideoPredictor
+from convlstm.module import ENDLESS, VideoPredictor
 from datamodules import VideoDataModule
 
 DESCRIPTIONS = {
@@ -59,6 +59,7 @@ SILENCED = (
     ".*number of training batches .* smaller than the logging interval.*",
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 on torch 2.14
     "(?s).*deprecated.*will be removed in v5",  # Lightning 2.6.6 on jsonargparse 4.53, this
+    ".*Grad strides do not match bucket view strides.*",  # of a 1×1 kernel: the same memory
     "(?s).*JSONARGPARSE_DEPRECATION_WARNINGS",  # and this
 )
 
@@ -220,6 +221,12 @@ class VideoCLI(LightningCLI):
         """Parses, and settles the run's directory and the checkpoint."""
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
+        for path in config.config or []:
+            content = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
+            for key in {"model", "trainer"} & content.keys():
+                if not isinstance(content[key], dict):  # which jsonargparse lets pass
+                    text = f"must be a mapping of options, got {content[key]}"
+                    parser.error(f"{path}: {key} {text}")
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
@@ -229,6 +236,8 @@ class VideoCLI(LightningCLI):
                 "set trainer.limit_val_batches to 0"
             )
         if self.config.subcommand == "fit":
+            if config.model.schedule == "onecycle" and config.trainer.max_steps < 1:
+                raise ValueError(ENDLESS)  # before there are logs
             self.start = settle_start(config, self.run_dir, args)
         else:
             config.ckpt_path = tested_checkpoint(config, self.run_dir)
