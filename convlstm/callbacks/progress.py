@@ -1,5 +1,7 @@
 """What a run shows while it goes on."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
@@ -8,7 +10,8 @@ from rich.console import Console
 class ProgressBar(RichProgressBar):
     """Lightning's bar, without "Epoch 0/-2" where a run's length is given in steps.
 
-    Where the output is no terminal, but a file say, each validation writes a line instead.
+    Where the output is no terminal, but a file say, each validation of a training writes a line
+    instead, and a test ten.
     """
 
     @property
@@ -27,14 +30,35 @@ class ProgressBar(RichProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends the bar of the validation, or writes the line."""
         super().on_validation_end(trainer, pl_module)
-        console = Console(soft_wrap=True, highlight=False)
         score = trainer.callback_metrics.get("val/mse")
-        if console.is_terminal or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if trainer.state.fn == "fit" and score is not None:
-            console.print(f"step {trainer.global_step} of {trainer.max_steps}: val/mse {score:.2f}")
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
+            _print(
+                trainer, f"step {trainer.global_step} of {trainer.max_steps}: val/mse {score:.2f}"
+            )
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Moves the bar of the test, or writes a line at each tenth."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        done, total = batch_idx + 1, trainer.num_test_batches[dataloader_idx]
+        if 10 * done // total > 10 * (done - 1) // total:
+            _print(trainer, f"batch {done} of {total}")
 
     def _get_train_description(self, current_epoch: int) -> str:
         if self.trainer.max_epochs == -1:
             return f"Epoch {current_epoch}".ljust(len(self.validation_description))
         return super()._get_train_description(current_epoch)
+
+
+def _print(trainer: pl.Trainer, line: str) -> None:
+    """Writes a line where there is no terminal to draw a bar on."""
+    console = Console(soft_wrap=True, highlight=False)
+    if trainer.is_global_zero and not console.is_terminal:
+        console.print(line)
