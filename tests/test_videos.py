@@ -239,5 +239,5 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"a\.mp4: .* pip install 'convlstm\[video\]'$"):
+    with pytest.raises(ValueError, match=r"a\.mp4: .* pip install av$"):
         read_clip(path)

@@ -1,4 +1,4 @@
-"""The command `convlstm`: one file a verb, found here by name."""
+"""The command `convlstm`: its verbs, found here by name."""
 
 import os
 import sys

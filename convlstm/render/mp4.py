@@ -40,9 +40,7 @@ def save_mp4(
     try:
         import av
     except ImportError as error:
-        raise ValueError(
-            f"{path}: writing videos needs PyAV: pip install 'convlstm[video]'"
-        ) from error
+        raise ValueError(f"{path}: writing videos needs PyAV: pip install av") from error
     check_suffix(path, ".mp4")
     check_fps(fps)
     frames = animation(checked(context, forecast, truth), scale)

@@ -118,9 +118,7 @@ class VideoReader(ClipReader):
         try:
             import av
         except ImportError as error:
-            raise ValueError(
-                f"{self.path}: reading videos needs PyAV: pip install 'convlstm[video]'"
-            ) from error
+            raise ValueError(f"{self.path}: reading videos needs PyAV: pip install av") from error
         try:
             container = av.open(str(self.path))
         except av.FFmpegError as error:
