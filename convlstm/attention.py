@@ -67,7 +67,7 @@ class ContextAttention(nn.Module):
             h' (S, B, H, h, w), and the weights (B, S, T, n, n, h, w), which add up to 1 over frames
             and neighbourhood; they are 0 outside of the map.
         """
-        keys, values = memory
+        keys, values = (part.to(hidden.dtype) for part in memory)  # autocast may have come or gone
         steps, batch, channels, height, width = hidden.shape
         n = self.neighbourhood
         query = hidden.permute(1, 3, 4, 0, 2).reshape(-1, steps, channels)  # (B·h·w, S, H)

@@ -28,8 +28,9 @@ class MergeDirections(nn.Module):
         return self._merge(0, h), self._merge(1, c)
 
     def _merge(self, part: int, both: Tensor) -> Tensor:
-        # Cell states stay float32 under autocast.
-        return self.parts[part](torch.cat([both[0], both[1]], dim=1))[None].to(both.dtype)
+        merge = self.parts[part]
+        maps = torch.cat([both[0], both[1]], dim=1).to(next(merge.parameters()).dtype)
+        return merge(maps)[None].to(both.dtype)  # cell states are float32 even in bfloat16
 
 
 def _mean_of_two(channels: int) -> nn.Conv2d:

@@ -58,7 +58,8 @@ def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     """Kernels that Muon trains, and the other parameters: biases, peepholes, the head."""
     kernels: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    head = network.get_submodule("head").weight  # under whatever name: torch.compile adds to it
     for name, parameter in network.named_parameters():
-        kernel = parameter.ndim == 4 and "weight" in name and not name.startswith("head.")
+        kernel = parameter.ndim == 4 and "weight" in name and parameter is not head
         (kernels if kernel else others).append(parameter)
     return kernels, others

@@ -1,10 +1,14 @@
 import json
+import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import imageio.v3 as iio
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from convlstm.callbacks import (
     AtomicCheckpointIO,
@@ -163,6 +167,36 @@ def test_on_the_cpu_denormals_are_zero_while_a_run_lasts():
     during = a_denormal()
     callback.teardown(trainer_on("cpu"), None, "fit")
     assert (before > 0, during, a_denormal() > 0) == (True, 0.0, True)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_after_a_run_denormals_are_treated_as_before(flushed, fails):
+    class Failing(pl.LightningModule):
+        def training_step(self, batch, batch_idx):
+            if fails:
+                raise KeyError("batch")
+
+        def configure_optimizers(self):
+            return None
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        callbacks=[Processor()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    torch.set_flush_denormal(flushed)
+    try:
+        with warnings.catch_warnings(), pytest.raises(KeyError) if fails else nullcontext():
+            warnings.simplefilter("ignore")
+            trainer.fit(Failing(), DataLoader([0]))
+        assert (a_denormal() == 0) == flushed
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16"])

@@ -278,6 +278,22 @@ def test_bfloat16_autocast_stays_close_to_float32(kind, variant):
         assert (p.grad - gradient).norm() < gradient.norm() / 10, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", FAMILY)
+def test_a_carry_goes_on_with_and_without_autocast(kind, variant):
+    network = build(variant, kind, hidden_sizes=[8, 8])
+    frames = torch.rand(2, 4, 1, 16, 16)
+    exact = network(frames, 3)
+    for before, between in ((True, False), (False, True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=before):
+            carry = network.encode(frames)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=between):
+            first, carry = network.unroll(carry, 1)
+        rest, carry = network.unroll(carry, 2)
+        for part, truth in ((first, exact[:, :1]), (rest, exact[:, 1:])):
+            assert (part - truth).abs().max() < exact.abs().max() / 32
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # torch's own
 @pytest.mark.parametrize("kind", KINDS)

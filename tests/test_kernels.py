@@ -45,23 +45,61 @@ def test_kernels_forecast_without_keeping_gates(triton, kind):
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("first", backend.BACKENDS)
+def test_what_is_computed_again_may_have_another_backend(triton, kind, first):
+    layer = LAYERS[kind](2, 3, checkpoint_every=2).to(DEVICE)
+    x = torch.randn(2, 5, 2, 3, 5, device=DEVICE, requires_grad=True)
+    second = next(name for name in backend.BACKENDS if name != first)
+    results = []
+    for name in (first, second):
+        with use_backend(first):
+            output, _ = layer(x)
+        with use_backend(name):
+            results.append(torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()]))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_kernels_take_what_hooks_made_contiguous(triton, kind):
+    layer = LAYERS[kind](2, 3).to(DEVICE)
+    x = torch.randn(1, 4, 2, 5, 6, device=DEVICE, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    expected = torch.autograd.grad(layer(x)[0].sin().sum(), wanted)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: kept.detach().clone(memory_format=torch.contiguous_format), lambda kept: kept
+    )
+    with use_backend("triton"), hooks:
+        output, _ = layer(x)
+    for a, b in zip(torch.autograd.grad(output.sin().sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-@pytest.mark.parametrize("grad", [True, False])
-def test_gates_are_kept_for_a_backward_pass_alone(kind, grad):
+@pytest.mark.parametrize("wanted", ["weights", "input", "neither", "no_grad"])
+def test_gates_are_kept_for_a_backward_pass_alone(kind, wanted):
     name = f"{kind}_forward"
+    layer, x = LAYERS[kind](2, 3), torch.randn(2, 3, 2, 3, 5)
+    layer.requires_grad_(wanted in ("weights", "no_grad"))
+    x.requires_grad_(wanted == "input")
+    grad = wanted in ("weights", "input")
     with (
-        torch.set_grad_enabled(grad),
+        torch.set_grad_enabled(wanted != "no_grad"),
         mock.patch.object(plain, name, wraps=getattr(plain, name)) as forward,
     ):
-        LAYERS[kind](2, 3)(torch.randn(2, 3, 2, 3, 5))
+        layer(x)
     for call in forward.call_args_list:
         assert (call.args[4] is not None) == grad
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_an_empty_batch_gives_an_empty_result(kind):
+@pytest.mark.parametrize("lengths", [None, torch.zeros(0, dtype=torch.int64)])
+def test_an_empty_batch_gives_an_empty_result(kind, lengths):
     layer = LAYERS[kind](2, 3)
-    output, _ = layer(torch.zeros(0, 3, 2, 3, 5))
+    output, _ = layer(torch.zeros(0, 3, 2, 3, 5), lengths=lengths)
     assert output.shape == (0, 3, 3, 3, 5)
     output.sum().backward()
     assert all(not parameter.grad.any() for parameter in layer.parameters())

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from convlstm import ConvGRU, ConvLSTM, ConvLSTMCell, ConvRNN
+from convlstm.sequence import common
 
 PEEPHOLES = ["none", "channel", "full"]
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -120,11 +121,25 @@ def test_what_lies_behind_a_sequences_end_gets_no_gradient():
     assert (x.grad[0, :2] != 0).any()
 
 
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("filler", [torch.nan, torch.inf])
+def test_what_lies_behind_a_sequences_end_may_be_anything(kind, filler):
+    layer = kind(2, 3, num_layers=2, bidirectional=True).double()
+    x = sequence(b=2)
+    expected = outcome(layer, x.requires_grad_(), lengths=[2, 5])
+    filled = x.detach().clone()
+    filled[0, 2:] = filler
+    results = outcome(layer, filled.requires_grad_(), lengths=[2, 5])
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
 @pytest.mark.parametrize(
     ("lengths", "named"),
     [
         ([1], "2 whole lengths"),
         ([1.5, 2.0], "whole lengths"),
+        ([True, True], "whole lengths"),
         ([0, 5], "from 1 to T = 5"),
         ([6, 5], "from 1 to T = 5"),
     ],
@@ -182,6 +197,8 @@ def test_gru_and_rnn_name_bad_arguments_and_states(kind):
             kind(**{"input_size": 1, "hidden_size": 2, **arguments})
     with pytest.raises(ValueError, match="state h of shape"):
         kind(2, 3)(torch.zeros(2, 3, 2, 4, 4), torch.zeros(1, 2, 3, 4, 5))
+    with pytest.raises(ValueError, match="one tensor h, got a tuple"):
+        kind(2, 3)(torch.zeros(2, 3, 2, 4, 4), (torch.zeros(1, 2, 3, 4, 4),))
 
 
 @pytest.mark.parametrize("peephole", PEEPHOLES)
@@ -367,6 +384,7 @@ def test_bfloat16_autocast_stays_close_to_float32(kind):
         ({"input_size": -1}, "input_size .* -1"),
         ({"hidden_size": 0}, "hidden_size .* 0"),
         ({"kernel_size": 0}, "kernel_size .* 0"),
+        ({"kernel_size": 3.0}, "kernel_size .* 3.0"),
         ({"num_layers": 0}, "num_layers .* 0"),
         ({"dropout": 1.5}, "dropout .* 1.5"),
         ({"recurrent_dropout": -0.1}, "recurrent_dropout .* -0.1"),
@@ -385,6 +403,51 @@ def test_a_sequence_of_another_shape_raises(shape):
         ConvLSTM(2, 3)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.bfloat16])
+def test_a_sequence_of_another_dtype_than_the_weights_raises_as_with_nn_lstm(kind, dtype):
+    with pytest.raises(ValueError, match=rf"of torch\.float32, .* got {dtype}"):
+        kind(2, 3)(torch.ones(2, 3, 2, 4, 4, dtype=dtype))
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match=r"got torch\.uint8"),
+    ):
+        kind(2, 3)(torch.ones(2, 3, 2, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_autocast_leaves_float64_alone(kind):
+    layer, x = kind(2, 3).double(), sequence()
+    expected, _ = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = layer(x)
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_shapes_can_be_asked_for_without_memory(kind):
+    x = torch.empty(2, 4, 2, 500, 600, device="meta")
+    output, _ = kind(2, 3).to("meta")(x)
+    assert output.shape == (2, 4, 3, 500, 600)
+    assert output.device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_frozen_layer_gives_its_input_a_gradient_and_itself_none(kind, monkeypatch):
+    layer, x = kind(2, 3).double(), sequence().requires_grad_()
+    expected = torch.autograd.grad(layer(x)[0].sin().sum(), x)
+    layer.requires_grad_(False)
+    counted = []
+    original = common.same_conv2d_grad_weight
+    monkeypatch.setattr(
+        common, "same_conv2d_grad_weight", lambda *args: counted.append(args) or original(*args)
+    )
+    layer(x)[0].sin().sum().backward()
+    torch.testing.assert_close(x.grad, expected[0], **EXACT)
+    assert not counted
+    assert not layer(x.detach())[0].requires_grad
+
+
 def test_a_state_of_another_shape_raises():
     layer = ConvLSTM(2, 3)
     x = torch.zeros(2, 3, 2, 4, 4)
@@ -394,6 +457,9 @@ def test_a_state_of_another_shape_raises():
 
 
 def test_full_peephole_refuses_frames_of_another_size():
+    cell = ConvLSTMCell(2, 3, peephole="full", frame_size=(1, 5))
+    with pytest.raises(ValueError, match=r"frames of \(1, 5\), got \(4, 5\)"):
+        cell(torch.zeros(1, 2, 4, 5))
     layer = ConvLSTM(2, 3, peephole="full", frame_size=(4, 4))
     with pytest.raises(ValueError, match=r"frames of \(4, 4\), got \(4, 5\)"):
         layer(torch.zeros(1, 1, 2, 4, 5))

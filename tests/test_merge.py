@@ -27,6 +27,14 @@ def test_each_part_has_weights_of_its_own_for_each_direction(parts):
         torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_runs_in_half_precision_beside_cell_states_of_float32(dtype):
+    h, c = torch.randn(2, 1, 3, 2, 2).to(dtype), torch.randn(2, 1, 3, 2, 2)
+    merged_h, merged_c = MergeDirections(3, parts=2).to(dtype)((h, c))
+    assert (merged_h.dtype, merged_c.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(merged_c[0], c.mean(0), rtol=0.01, atol=0.01)
+
+
 def test_cell_states_stay_float32_under_autocast():
     h, c = torch.randn(2, 1, 3, 2, 2).bfloat16(), torch.randn(2, 1, 3, 2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -29,6 +29,13 @@ def test_kernels_but_the_heads_are_muons():
     assert not kernels & others
 
 
+def test_the_head_of_a_compiled_network_is_not_muons_either():
+    built = network()
+    kernels, others = split_parameters(torch.compile(built))
+    expected, rest = split_parameters(built)
+    assert [id(p) for p in (*kernels, *others)] == [id(p) for p in (*expected, *rest)]
+
+
 def test_muon_steps_as_torchs_own_does_and_adamw_beside_it():
     ours, theirs = network(), network()
     optimizer = build_optimizer(ours, "muon", 0.01, weight_decay=0.1)

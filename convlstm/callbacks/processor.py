@@ -20,10 +20,13 @@ class Processor(Callback):
     `keep_freed_memory`.
     """
 
+    _flushed_before: bool | None = None
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sets the processor up, before threads are started that would not know."""
         if trainer.strategy.root_device.type != "cpu":
             return
+        self._flushed_before = flushes_denormals()
         torch.set_flush_denormal(True)
         keep_freed_memory()
         if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bf16():
@@ -35,9 +38,20 @@ class Processor(Callback):
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lets denormals be again."""
-        if trainer.strategy.root_device.type == "cpu":
-            torch.set_flush_denormal(False)
+        """Treats denormals as before."""
+        if self._flushed_before is not None:
+            torch.set_flush_denormal(self._flushed_before)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Treats denormals as before: of a training that fails there is no `teardown`."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread's arithmetic takes denormals for zero."""
+    return not (torch.tensor(1e-40) * 1).item()
 
 
 def has_bf16() -> bool:

@@ -133,7 +133,7 @@ class ConvLSTMCell(ConvCell):
             The new `(h, c)`.
 
         Raises:
-            ValueError: The frame has other channels.
+            ValueError: The frame has other channels, or not the size of peephole "full".
         """
         gates = self.input_gates(x)
         return self.step(
@@ -151,6 +151,14 @@ class ConvLSTMCell(ConvCell):
 
         Returns:
             The new `(h, c)`.
+
+        Raises:
+            ValueError: Peephole "full" was built for frames of another size.
         """
         h, c = state
+        if self.peephole is not None and self.peephole.shape[2:] not in ((1, 1), c.shape[2:]):
+            raise ValueError(
+                f"peephole 'full' was built for frames of {tuple(self.peephole.shape[2:])}, got "
+                f"{tuple(c.shape[2:])}"
+            )
         return lstm_gates(input_gates + same_conv2d(h, self.weight_hh), c, self.peephole)

@@ -9,6 +9,6 @@ There are two backends. `plain` is PyTorch alone, for every device and dtype, an
 `triton` makes one kernel of each step, for CUDA. `convlstm.kernels.backend` chooses.
 """
 
-from convlstm.kernels.backend import choose, use_backend
+from convlstm.kernels.backend import choose, mark, marked, use_backend
 
-__all__ = ["choose", "use_backend"]
+__all__ = ["choose", "mark", "marked", "use_backend"]

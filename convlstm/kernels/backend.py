@@ -30,7 +30,7 @@ def choose(gates: Tensor) -> ModuleType:
         ValueError: The wish is neither "plain" nor "triton".
         RuntimeError: Triton is wished for and can't run here.
     """
-    wish = _forced.get() or os.environ.get(VARIABLE)
+    wish = _forced.get() or os.environ.get(VARIABLE) or None
     if wish is not None:
         _check(wish)
     if wish == "plain" or (wish is None and not gates.is_cuda):
@@ -45,9 +45,29 @@ def choose(gates: Tensor) -> ModuleType:
     return fused
 
 
+def mark(kernels: ModuleType) -> Tensor:
+    """A tensor that says which module has kept gates, to be saved beside them.
+
+    Each module keeps them in an order of its own, and a checkpoint may compute them again where
+    another one is chosen.
+    """
+    return torch.tensor(kernels is not plain, device="cpu")
+
+
+def marked(marker: Tensor) -> ModuleType:
+    """The module that `mark` was given."""
+    if not marker.item():
+        return plain
+    from convlstm.kernels import fused
+
+    return fused
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend, "plain" or "triton", for what runs inside (its backward pass too).
+    """Forces a backend, "plain" or "triton", for what runs inside, and for its backward pass.
+
+    Of what is computed again in the backward pass (`checkpoint_every`) it is chosen anew.
 
     Raises:
         ValueError: There is no such backend.

@@ -44,8 +44,8 @@ def lstm_backward(
 ) -> None:
     """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`."""
     whole = peephole is not None and peephole.shape[1] > 1
-    states = _read(c), new, _read(peephole)
-    _run(_lstm_backward, new, gates, *states, _read(d_output), _read(d_through), d_c, WHOLE=whole)
+    states = _read(c), _read(new), _read(peephole)
+    _run(_lstm_backward, d_c, gates, *states, _read(d_output), _read(d_through), d_c, WHOLE=whole)
 
 
 def gru_forward(
@@ -73,7 +73,7 @@ def gru_backward(
 ) -> None:
     """The gradients of one step of the ConvGRU; see `plain.gru_backward`."""
     gradients = _read(d_output), _read(d_through), d_h, d_hidden
-    _run(_gru_backward, d_h, gates, candidate, _read(h), *gradients)
+    _run(_gru_backward, d_h, gates, _read(candidate), _read(h), *gradients)
 
 
 def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
@@ -85,7 +85,7 @@ def rnn_backward(
     h: Tensor, d_output: Tensor | None, d_through: Tensor | None, d_gates: Tensor
 ) -> None:
     """The gradients of one step of the ConvRNN; see `plain.rnn_backward`."""
-    _run(_rnn_backward, h, h, _read(d_output), _read(d_through), d_gates)
+    _run(_rnn_backward, d_gates, _read(h), _read(d_output), _read(d_through), d_gates)
 
 
 def _read(rows: Tensor | None) -> Tensor | None:

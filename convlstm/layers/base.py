@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convlstm.sequence.common import autocasts
+
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 Lengths = Tensor | Sequence[int]
 STATE_NAMES = "hc"
@@ -99,6 +101,8 @@ class ConvRecurrence(nn.Module, ABC):
             x = x.transpose(0, 1)  # (T, B, C, h, w)
         self._check(x, state)
         index = None if lengths is None else _check_lengths(lengths, x)
+        if index is not None:
+            x = _end(x, index)  # nothing behind an end is read, NaN for one
 
         last: list[States] = []
         for layer in range(self.num_layers):
@@ -139,8 +143,7 @@ class ConvRecurrence(nn.Module, ABC):
             # What comes behind a sequence's end does not reach back: cut it off.
             batch = torch.arange(x.shape[1], device=x.device)
             last = tuple(part[lengths - 1, batch] for part in series)
-            steps = torch.arange(len(x), device=x.device)[:, None]
-            output = output * (steps < lengths)[:, :, None, None, None]
+            output = _end(output, lengths)
         return (_reverse(output, lengths) if direction == 1 else output), last
 
     def _segments(
@@ -177,6 +180,9 @@ class ConvRecurrence(nn.Module, ABC):
                 f"expected a sequence (B, T, {self.input_size}, h, w) or (T, {self.input_size}, "
                 f"h, w) with T >= 1; got, time first, shape {tuple(x.shape)}"
             )
+        dtype = self.weight_hh_l0.dtype
+        if x.dtype != dtype and not (autocasts(x) and x.is_floating_point()):
+            raise ValueError(f"expected a sequence of {dtype}, as the weights are, got {x.dtype}")
         if state is not None and len(state) != self.state_parts:
             raise ValueError(f"expected a state of {self.state_parts} parts, got {len(state)}")
         layers = self.num_layers * self.num_directions
@@ -196,11 +202,18 @@ def _suffix(layer: int, direction: int) -> str:
 def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
     values = torch.as_tensor(lengths, device=x.device)
-    if values.shape != x.shape[1:2] or values.is_floating_point():
+    whole = not values.is_floating_point() and values.dtype != torch.bool
+    if values.shape != x.shape[1:2] or not whole:
         raise ValueError(f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}")
-    if values.min() < 1 or values.max() > len(x):
+    if ((values < 1) | (values > len(x))).any():
         raise ValueError(f"lengths must be from 1 to T = {len(x)}, got {values.tolist()}")
     return values.long()
+
+
+def _end(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zero behind the length of each sequence of (T, B, C, h, w)."""
+    behind = torch.arange(len(x), device=x.device)[:, None] >= lengths  # (T, B)
+    return x.masked_fill(behind[:, :, None, None, None], 0)
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

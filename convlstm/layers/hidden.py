@@ -67,6 +67,8 @@ class HiddenStateLayer(ConvRecurrence):
         Raises:
             ValueError: x, state or lengths are not what the layer expects.
         """
+        if not isinstance(state, Tensor | None):
+            raise ValueError(f"expected the state as one tensor h, got a {type(state).__name__}")
         output, (h,) = self._stack(x, None if state is None else (state,), lengths)
         return output, h
 

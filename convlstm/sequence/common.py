@@ -5,6 +5,7 @@ Letters: T steps, B batch, C input and H hidden channels, G gates, h×w frame.
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +19,30 @@ AHEAD = {"cpu": 2**23, "other": 2**28}
 
 
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
-    """All tensors in one dtype: autocast's where it is on for the device of x, else that of x."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    """All tensors in one dtype: autocast's where it is on for the device of x, else that of x.
+
+    As everywhere in PyTorch autocast leaves float64 alone.
+    """
+    lowered = autocasts(x) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
     return [None if value is None else value.to(dtype) for value in (x, *others)]
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def as_it_is(x: Tensor) -> AbstractContextManager[Any]:
+    """A block in which no autocast changes what is computed on the device of x."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if autocasts(x) else nullcontext()
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether there will be a backward pass to one of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def input_gates(
@@ -69,9 +90,19 @@ def input_gradients(
 
 
 def hidden_weight_gradient(
-    d_gates: Tensor, outputs: Tensor, h0: Tensor | None, mask: Tensor | None, weight_hh: Tensor
-) -> Tensor:
-    """Gradient of the hidden kernel over all steps: (T, B, G·H, h, w) against the h before."""
+    ctx: Any,
+    d_gates: Tensor,
+    outputs: Tensor,
+    h0: Tensor | None,
+    mask: Tensor | None,
+    weight_hh: Tensor,
+) -> Tensor | None:
+    """Gradient of the hidden kernel over all steps: (T, B, G·H, h, w) against the h before.
+
+    None if not wanted; `ctx` as in `input_gradients`.
+    """
+    if not ctx.needs_input_grad[2]:
+        return None
     gradient = torch.zeros_like(weight_hh)
     if len(outputs) > 1:
         before = apply_mask(outputs[:-1], mask).flatten(0, 1)

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
-from convlstm.kernels import choose
+from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
     apply_mask,
+    as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
@@ -19,6 +20,7 @@ from convlstm.sequence.common import (
     input_gradients,
     rows,
     step_rows,
+    wants_gradient,
 )
 
 
@@ -49,8 +51,8 @@ def gru_sequence(
     x, weight_ih, weight_hh, bias, bias_hh, h, mask = autocast_to(
         x, weight_ih, weight_hh, bias, bias_hh, h, mask
     )
-    keep = torch.is_grad_enabled()
-    with torch.autocast(x.device.type, enabled=False):
+    keep = wants_gradient(x, weight_ih, weight_hh, bias, bias_hh, h)
+    with as_it_is(x):
         outputs, last = _GRU.apply(x, weight_ih, weight_hh, bias, bias_hh, h, mask, keep)
     return outputs, last
 
@@ -98,10 +100,9 @@ class _GRU(torch.autograd.Function):
             # As they lie in memory: hooks may keep values and shape, but not strides.
             gates = gates.movedim(2, -1)
             ctx.save_for_backward(
-                x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs
+                x, weight_ih, weight_hh, h0, mask, gates, candidates, outputs, mark(kernels)
             )
             ctx.set_materialize_grads(False)
-            ctx.kernels = kernels  # the backward pass may run in another thread
         return outputs, outputs[-1].clone()
 
     @staticmethod
@@ -109,7 +110,8 @@ class _GRU(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, bias_hh, h0, mask, gates, candidates, outputs = ctx.saved_tensors
+        x, weight_ih, weight_hh, h0, mask, gates, candidates, outputs, marker = ctx.saved_tensors
+        kernels = marked(marker)
         hidden = weight_hh.shape[1]
         gates = gates.contiguous()
         if torch._C._autograd._get_current_graph_task_keep_graph():
@@ -128,17 +130,19 @@ class _GRU(torch.autograd.Function):
         for t in reversed(range(len(outputs))):
             h = output_rows[t - 1] if t > 0 else first
             d_output = None if d_outputs is None else rows(d_outputs[t])
-            ctx.kernels.gru_backward(
+            kernels.gru_backward(
                 gate_rows[t], candidate_rows[t], h, d_output, through, rows(d_h), hidden_rows[t]
             )
-            if t > 0 or h0 is not None:
+            if t > 0 or ctx.needs_input_grad[5]:
                 maps = apply_mask(same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh), mask)
                 through = rows(maps)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
-        d_weight_hh = hidden_weight_gradient(d_hidden, outputs, h0, mask, weight_hh)
+        d_weight_hh = hidden_weight_gradient(ctx, d_hidden, outputs, h0, mask, weight_hh)
         d_bias_hh = None
-        if bias_hh is not None:
+        if ctx.needs_input_grad[4]:
             d_bias_hh = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
-        d_h0 = None if h0 is None else d_h.add_(maps).to(h0.dtype)
+        d_h0 = None
+        if ctx.needs_input_grad[5]:
+            d_h0 = d_h.add_(maps).to(h0.dtype)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_bias_hh, d_h0, None, None

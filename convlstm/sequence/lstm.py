@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
-from convlstm.kernels import choose
+from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
     apply_mask,
+    as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
@@ -19,6 +20,7 @@ from convlstm.sequence.common import (
     input_gradients,
     rows,
     step_rows,
+    wants_gradient,
 )
 
 State = tuple[Tensor, Tensor]
@@ -53,8 +55,8 @@ def lstm_sequence(
     """
     h, c = state if state is not None else (None, None)
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
-    keep = torch.is_grad_enabled()
-    with torch.autocast(x.device.type, enabled=False):
+    keep = wants_gradient(x, weight_ih, weight_hh, bias, h, c, peephole)
+    with as_it_is(x):
         outputs, cells, h, c = _LSTM.apply(
             x, weight_ih, weight_hh, bias, h, c, peephole, mask, keep, all_cells
         )
@@ -107,10 +109,19 @@ class _LSTM(torch.autograd.Function):
             # As they lie in memory: hooks may keep values and shape, but not strides.
             gates = gates.movedim(2, -1)
             ctx.save_for_backward(
-                x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs
+                x,
+                weight_ih,
+                weight_hh,
+                h0,
+                c0,
+                peephole,
+                mask,
+                gates,
+                cells,
+                outputs,
+                mark(kernels),
             )
             ctx.set_materialize_grads(False)
-            ctx.kernels = kernels  # the backward pass may run in another thread
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
 
     @staticmethod
@@ -122,7 +133,10 @@ class _LSTM(torch.autograd.Function):
         d_h: Tensor | None,
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs = ctx.saved_tensors
+        x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs, marker = (
+            ctx.saved_tensors
+        )
+        kernels = marked(marker)
         gates = gates.contiguous()
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
@@ -138,18 +152,18 @@ class _LSTM(torch.autograd.Function):
                 d_c += d_cells[t]
             c = cell_rows[t - 1] if t > 0 else first
             d_output = None if d_outputs is None else rows(d_outputs[t])
-            ctx.kernels.lstm_backward(
+            kernels.lstm_backward(
                 gate_rows[t], c, cell_rows[t], peepholes, d_output, through, rows(d_c)
             )
             d_h = None
-            if t > 0 or h0 is not None:
+            if t > 0 or ctx.needs_input_grad[4]:
                 d_h = apply_mask(same_conv2d_grad_x(gates[t], outputs[t], weight_hh), mask)
                 through = rows(d_h)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
-        d_weight_hh = hidden_weight_gradient(gates, outputs, h0, mask, weight_hh)
+        d_weight_hh = hidden_weight_gradient(ctx, gates, outputs, h0, mask, weight_hh)
         d_peephole = None
-        if peephole is not None:
+        if ctx.needs_input_grad[6]:
             d_peephole = _peephole_gradient(gates, cells, c0, peephole)
         d_c = None if c0 is None else d_c.to(c0.dtype)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, None, None, None

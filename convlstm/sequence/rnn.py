@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
-from convlstm.kernels import choose
+from convlstm.kernels import choose, mark, marked
 from convlstm.sequence.common import (
     apply_mask,
+    as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
@@ -44,7 +45,7 @@ def rnn_sequence(
         All hidden states (T, B, H, h, w) and the last one.
     """
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
-    with torch.autocast(x.device.type, enabled=False):
+    with as_it_is(x):
         outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask)
     return outputs, last
 
@@ -75,9 +76,8 @@ class _RNN(torch.autograd.Function):
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h = outputs[t]
             kernels.rnn_forward(from_x, from_h, output_rows[t])
-        ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs)
+        ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
-        ctx.kernels = kernels  # the backward pass may run in another thread
         return outputs, outputs[-1].clone()
 
     @staticmethod
@@ -85,17 +85,18 @@ class _RNN(torch.autograd.Function):
     def backward(
         ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, mask, outputs = ctx.saved_tensors
+        x, weight_ih, weight_hh, h0, mask, outputs, marker = ctx.saved_tensors
+        kernels = marked(marker)
         d_gates = empty_maps(outputs, *outputs.shape)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         through = None if d_h is None else rows(d_h)
         for t in reversed(range(len(outputs))):
             d_output = None if d_outputs is None else rows(d_outputs[t])
-            ctx.kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
+            kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
             d_h = None
-            if t > 0 or h0 is not None:
+            if t > 0 or ctx.needs_input_grad[4]:
                 d_h = apply_mask(same_conv2d_grad_x(d_gates[t], outputs[t], weight_hh), mask)
                 through = rows(d_h)
         d_x, d_weight_ih, d_bias = input_gradients(ctx, d_gates, x, weight_ih)
-        d_weight_hh = hidden_weight_gradient(d_gates, outputs, h0, mask, weight_hh)
+        d_weight_hh = hidden_weight_gradient(ctx, d_gates, outputs, h0, mask, weight_hh)
         return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, None
