@@ -98,7 +98,8 @@ class ConvLSTM(ConvRecurrence):
 
         Args:
             x: (B, T, input_size, h, w), or (T, B, …) without `batch_first`, or one sequence
-                (T, input_size, h, w); T >= 1, any h and w.
+                (T, input_size, h, w); T >= 1, any h and w; in the weights' dtype, under autocast in
+                any floating one.
             state: First `(h, c)`, each (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero
                 if None.
             lengths: Length of each sequence of the batch, (B,), from 1 to T; T if None. Outputs
