@@ -45,6 +45,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Makes sure, before long work, that files can be written to a folder; it may be missing yet.
+
+    Raises:
+        OSError: It is a file, or may not be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    allowed = os.access(there, os.W_OK | os.X_OK)
+    if not there.is_dir() or not allowed:
+        code = errno.EACCES if there.is_dir() else errno.ENOTDIR
+        raise OSError(code, os.strerror(code), str(there))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what `replacing` left in a folder when the process was killed while it wrote."""
     for path in folder.glob(f"{PREFIX}*"):

@@ -299,7 +299,8 @@ class EncoderForecaster(nn.Module):
         size = frames.shape[3], frames.shape[4]
         if self.only_size not in (None, size):
             raise ValueError(
-                f"peephole 'full' ties the network to frames of {self.only_size}, got {size}"
+                f"peephole 'full' ties the network to frames of {self.only_size}, got {size}: "
+                "bring them to that size first (convlstm predict --resize trained)"
             )
         stages = len(self.encoder)
         before: list[State] | list[None] = [None] * stages
@@ -356,8 +357,8 @@ class EncoderForecaster(nn.Module):
         teacher_forcing: float = 0.0,
     ) -> tuple[Tensor, Carry]:
         """`unroll` without the sigmoid, and with scheduled sampling; see `forward`."""
-        if steps < 1:
-            raise ValueError(f"steps must be >= 1, got {steps}")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
         if self.autoregressive:
             hints = self._patches(truth) if truth is not None and teacher_forcing > 0 else None
             raw, states = self._feed_back(carry, steps, hints, teacher_forcing)

@@ -113,13 +113,15 @@ class Inference:
                 read on, as it needs the whole context at once.
         """
         pixels = _tensor(frames)
-        if pixels.ndim == (4 if state.batched else 3):
-            pixels = pixels.unsqueeze(-4)
-        if pixels.ndim == 5 and not state.batched:
+        axes, channels = (4 if state.batched else 3), self.network.channels
+        if pixels.ndim not in (axes, axes + 1) or pixels.shape[-3] != channels:
+            frame = f"{'B, ' if state.batched else ''}{channels}, H, W"
             raise ValueError(
-                f"expected frames of one clip, as the stream began with, got shape "
-                f"{tuple(pixels.shape)}"
+                f"expected a frame ({frame}), or several with a T axis before the channels, as the "
+                f"stream began, got shape {tuple(pixels.shape)}"
             )
+        if pixels.ndim == axes:
+            pixels = pixels.unsqueeze(-4)
         with self._evaluating():
             seen = self.network.encode(self._take(pixels), state.seen)
         return replace(state, seen=seen, ahead=seen)

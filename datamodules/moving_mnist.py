@@ -112,11 +112,14 @@ class MovingMNISTDataModule(VideoDataModule):
         """Downloads the digits if they are missing; Lightning calls it in one process only.
 
         Raises:
-            FileNotFoundError: If they are missing and cannot be downloaded.
+            OSError: If they are missing and cannot be downloaded, or test_file is missing.
+            ValueError: If test_file is not what it should be.
         """
         testing = self.trainer is not None and self.trainer.state.fn == "test"
         if not (testing and self.test_file):
             load_digits(self.digits, self.root, "train")
+        if self.test_file is not None and not testing:
+            self._published()  # a training's test should not fail for it
 
     def setup(self, stage: str | None = None) -> None:
         """Makes the datasets of a stage: "fit", "validate", "test", or None for all.
@@ -133,14 +136,7 @@ class MovingMNISTDataModule(VideoDataModule):
             if self.test_file is None:
                 self.test_set = self._drawn("test", self.test_size)
             else:
-                self.test_set = MovingMNISTFile(
-                    self.test_file,
-                    self.context_length,
-                    self.target_length,
-                    frame_size=self.frame_size,
-                    max_size=self.test_size,
-                    occlude=self.occlude,
-                )
+                self.test_set = self._published()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Draws the frames of a batch that came to its device undrawn."""
@@ -153,6 +149,17 @@ class MovingMNISTDataModule(VideoDataModule):
         if isinstance(dataset, MovingMNIST) and _runs_elsewhere(self.trainer):
             dataset = Undrawn(dataset)
         return super()._loader(dataset, sampler)
+
+    def _published(self) -> MovingMNISTFile:
+        assert self.test_file is not None
+        return MovingMNISTFile(
+            self.test_file,
+            self.context_length,
+            self.target_length,
+            frame_size=self.frame_size,
+            max_size=self.test_size,
+            occlude=self.occlude,
+        )
 
     def _drawn(self, split: Literal["train", "val", "test"], size: int) -> MovingMNIST:
         return MovingMNIST(

@@ -22,6 +22,9 @@ from convlstm.cli import VERBS, main, one_line
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
+PRETRAINED = ["-c", "small.yaml", "--pretrained", "moving-mnist"]
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -181,6 +184,47 @@ def test_the_progress_bar_counts_each_epoch_to_its_end_after_a_resume_too(config
     assert shown == second[-2:]
 
 
+def test_the_progress_bar_counts_the_steps_of_a_longer_run_that_goes_on(config, monkeypatch):
+    words = ["fit", "-c", config, "--model.schedule", "constant"]
+    assert main([*words, "--trainer.max_steps", "1"]) == 0  # of 5,000 in an epoch
+    totals = []
+    original = ProgressBar.total_train_batches.fget
+    monkeypatch.setattr(
+        ProgressBar,
+        "total_train_batches",
+        property(lambda self: totals.append(original(self)) or totals[-1]),
+    )
+    assert main([*words, "--trainer.max_steps", "3", "--resume"]) == 0
+    assert totals
+    assert min(totals) > 0
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_test_with_its_status_and_without_metrics(
+    config, capsys, monkeypatch, verb, number
+):
+    step = f"{verb.removesuffix('ate')}{'ation' if verb == 'validate' else ''}_step"
+    monkeypatch.setattr(VideoPredictor, step, lambda *_: signal.raise_signal(number))
+    status = 128 + number
+    line = fails(capsys, status, verb, *PRETRAINED)
+    assert line == f"convlstm {verb}: {'terminated' if number == 15 else 'interrupted'}"
+    assert not Path("runs").exists()
+
+
+def test_a_test_of_a_checkpoint_refuses_other_options_and_of_other_weights_stays_apart(
+    config, capsys
+):
+    assert main(["fit", "-c", config]) == 0
+    line = fails(capsys, 1, "test", "-c", config, "--model.hidden_sizes", "[9]")
+    assert "--model.hidden_sizes is [9], but runs/small/checkpoints/best.ckpt has [2]" in line
+    assert main(["test", "-c", config, "--model.hidden_sizes", "[2]"]) == 0
+    own = Path("runs/small/test/metrics.json").read_text()
+    assert main(["test", *PRETRAINED]) == 0
+    assert Path("runs/small/test/metrics.json").read_text() == own
+    assert Path("runs/small/test-moving-mnist/metrics.json").read_text() != own
+
+
 def losses_become(value, step, monkeypatch):
     original = VideoPredictor.training_step
 
@@ -315,6 +359,12 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "small.yaml", "--ckpt_path", "last"], 1, "no checkpoint at runs/small"),
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
+        (["test", *PRETRAINED, "--num_forecasts", "0"], 1, "num_forecasts must be >= 1, got 0"),
+        (["test", *PRETRAINED, "--save_forecasts", "small.yaml/x"], 1, "small.yaml: Not a dir"),
+        (["fit", "-c", "small.yaml", "--data.root", "null"], 1, "data.root must not be null"),
+        (["fit", "-c", "small.yaml", "--trainer.devices", "-3"], 1, "devices"),
+        (["fit", "-c", "small.yaml", "--data.test_file", "small.yaml"], 1, "small.yaml"),
+        (["export", "weights.safetensors", "out.safetensors"], 2, "an exported file already"),
         (["predict"], 2, "files"),
         (["demo", "--out", "small.yaml"], 1, "small.yaml"),
         (["demo", "extra"], 2, "extra"),

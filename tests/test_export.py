@@ -70,12 +70,12 @@ def test_exported_weights_are_tested_with_their_own_options(tmp_path, checkpoint
     data_words = [f"--data.{key}={value}" for key, value in data.items()]
     words = ["test", "--data", "MovingMNISTDataModule", *data_words, "--trainer.accelerator=cpu"]
     scores = []
-    for run, more in (
-        ("a", ["--pretrained", "model.safetensors"]),  # whatever the configuration says
-        ("b", ["--ckpt_path", "best.ckpt", "--model.patch_size=2", "--model.hidden_sizes=[4]"]),
+    for folder, more in (
+        ("test-model", ["--pretrained", "model.safetensors"]),  # whatever the configuration says
+        ("test", ["--ckpt_path", "best.ckpt", "--model.patch_size=2", "--model.hidden_sizes=[4]"]),
     ):
-        assert main([*words, "--run_dir", run, *more]) == 0
-        scores.append(json.loads((tmp_path / run / "test" / "metrics.json").read_text()))
+        assert main([*words, "--run_dir", "run", *more]) == 0
+        scores.append(json.loads((tmp_path / "run" / folder / "metrics.json").read_text()))
     assert scores[0] == scores[1]
 
 

@@ -82,6 +82,12 @@ def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
         build().forecast(clip, 2)
 
 
+@pytest.mark.parametrize("steps", [0, 2.5, "3", None])
+def test_a_forecast_has_a_whole_number_of_steps(steps):
+    with pytest.raises(ValueError, match=rf"whole number >= 1, got {steps!r}"):
+        build().forecast(torch.rand(4, 1, 8, 8), steps)
+
+
 def test_arrays_in_arrays_out():
     model = build()
     clip = np.random.default_rng(0).integers(0, 256, (5, 1, 9, 7), dtype=np.uint8)
@@ -214,8 +220,8 @@ def test_a_stream_leaves_every_modules_mode_as_it_was_and_has_no_gradient():
     ("frames", "error", "named"),
     [
         (torch.rand(1, 9, 9), ValueError, r"frames of \(8, 8\) as before, got 1 of \(9, 9\)"),
-        (torch.rand(3, 8, 8), ValueError, r"\(T, 1, H, W\)"),
-        (torch.rand(2, 4, 1, 8, 8), ValueError, "frames of one clip, as the stream began"),
+        (torch.rand(3, 8, 8), ValueError, r"a frame \(1, H, W\).* got shape \(3, 8, 8\)"),
+        (torch.rand(2, 4, 1, 8, 8), ValueError, r"as the stream began, got .*\(2, 4, 1, 8, 8\)"),
         (torch.full((1, 8, 8), torch.nan), ValueError, "NaN"),
         ([[[0.0]]], TypeError, "array or a tensor, got list"),
     ],

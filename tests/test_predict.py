@@ -240,6 +240,13 @@ def test_the_axes_of_arrays_can_be_told(model, capsys):
     close(forecast_of("clip"), model.forecast(CLIP[-2:], 10))
 
 
+def test_the_forecasts_in_a_searched_folder_are_no_clips(model, capsys):
+    np.save("a.npy", CLIP)
+    first, _ = predict(capsys, 0, ".", *CKPT, "--steps", "1")
+    again, _ = predict(capsys, 0, ".", *CKPT, "--steps", "1")
+    assert again == first == ["forecasts/a.gif forecasts/a.png forecasts/a.npy"]
+
+
 def test_two_clips_of_one_name_are_refused(capsys):
     for other in ("b/clip.npy", "b/CLIP.gif"):
         _, errors = predict(capsys, 1, "a/clip.gif", other, *CKPT)

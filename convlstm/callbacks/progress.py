@@ -24,8 +24,11 @@ class ProgressBar(RichProgressBar):
         batches = trainer.num_training_batches
         if trainer.max_steps < 1 or not isinstance(batches, int):
             return batches
-        whole = trainer.max_steps * trainer.accumulate_grad_batches
-        return min(batches, whole - trainer.current_epoch * batches)
+        accumulated = trainer.accumulate_grad_batches
+        whole = trainer.max_steps * accumulated
+        # A run that was ended within an epoch, and goes on to more steps, begins the next one.
+        left = whole - trainer.global_step * accumulated
+        return min(batches, max(left, whole - trainer.current_epoch * batches))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends the bar of the validation, or writes the line."""

@@ -67,6 +67,11 @@ class ConvCell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
 
+    def extra_repr(self) -> str:
+        """What `print(cell)` shows between the brackets."""
+        kernel = tuple(self.weight_ih.shape[2:])
+        return f"{self.input_size}, {self.hidden_size}, kernel_size={kernel}"
+
     def register(self, parameters: dict[str, nn.Parameter], *names: str) -> None:
         """Makes the parameters of these names the cell's; None for those that are not there."""
         for name in names:

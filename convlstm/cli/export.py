@@ -41,6 +41,8 @@ def run(args: Sequence[str]) -> int:
     out = Path(options.out)
     if out.suffix != ".safetensors":
         parser.error(f"the file to write must end in .safetensors, got {out}")
+    if Path(options.checkpoint).suffix == ".safetensors":
+        parser.error(f"{options.checkpoint} is an exported file already, no checkpoint")
     checkpoint = read_checkpoint(options.checkpoint)
     write_weights(
         out, checkpoint["state_dict"], checkpoint["hyper_parameters"], DTYPES[options.dtype]

@@ -33,7 +33,7 @@ class PredictParser(OneLineErrors, ArgumentParser):
 def run(args: Sequence[str]) -> int:
     """Forecasts every clip; one that cannot be forecast does not stop the others."""
     options = _parse(args)
-    clips, failed = _find(options.files)
+    clips, failed = _find(options.files, Path(options.out).resolve())
     outputs = Outputs(Path(options.out), options.format, options.compare)
     outputs.check(clips)
     model = load(options.ckpt_path or options.pretrained)
@@ -141,13 +141,19 @@ def _parse(args: Sequence[str]) -> Namespace:
     return options
 
 
-def _find(files: Iterable[str]) -> tuple[list[Path], int]:
-    """The clips, and how many folders cannot be searched or have none."""
+def _find(files: Iterable[str], out: Path) -> tuple[list[Path], int]:
+    """The clips, and how many folders cannot be searched or have none.
+
+    Of a folder that has the forecasts in it, these are no clips.
+    """
     clips: dict[Path, None] = {}
     failed = 0
     for file in files:
         try:
-            clips.update(dict.fromkeys(find_clips([file])))
+            asked = Path(file).resolve().is_relative_to(out)
+            for clip in find_clips([file]):
+                if asked or not clip.resolve().is_relative_to(out):
+                    clips[clip] = None
         except OSError as error:
             failed += _report(Path(file), error)
     return list(clips), failed

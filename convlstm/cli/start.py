@@ -78,7 +78,7 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
         ValueError: A file is damaged; or options contradict each other, the weights or the
             checkpoint.
     """
-    typed = {found[1] for word in words if (found := re.match(r"--model\.(\w+)", word))}
+    typed = _typed(words)
     path, checkpoint = _find_checkpoint(config, run_dir / "checkpoints")
     config.ckpt_path = path
     if path is None:
@@ -107,12 +107,17 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
     return Start(step=step, frame_size=options.get("frame_size"), notice=notice)
 
 
-def tested_checkpoint(config: Any, run_dir: Path) -> str | None:
+def tested_checkpoint(config: Any, run_dir: Path, words: Sequence[str]) -> str | None:
     """The checkpoint that `convlstm test` and `validate` take; None for those of `--pretrained`.
+
+    Args:
+        config: The configuration of the command.
+        run_dir: The run's directory.
+        words: The command line: an option of the model that was typed must be the checkpoint's.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is damaged, or --pretrained is given too.
+        ValueError: It is damaged, has other options, or --pretrained is given too.
     """
     name = config.ckpt_path
     if config.pretrained is not None:
@@ -125,8 +130,19 @@ def tested_checkpoint(config: Any, run_dir: Path) -> str | None:
         if name is None and not path.exists() and (folder / "last.ckpt").exists():
             path = folder / "last.ckpt"  # a training without validations has no best one
         name = str(path)
-    read_checkpoint(name)
+    options = {**DEFAULTS, **read_checkpoint(name)["hyper_parameters"]}
+    for option in _typed(words):
+        if option in options and config.model[option] != options[option]:
+            raise ValueError(
+                f"--model.{option} is {config.model[option]}, but {name} has {options[option]}, "
+                "and a checkpoint brings its options with it: leave the option out"
+            )
     return str(name)
+
+
+def _typed(words: Sequence[str]) -> set[str]:
+    """The options of the model that are on the command line."""
+    return {found[1] for word in words if (found := re.match(r"--model\.(\w+)", word))}
 
 
 def _find_checkpoint(config: Any, folder: Path) -> tuple[str | None, dict[str, Any]]:

@@ -1,10 +1,15 @@
 """`convlstm fit | validate | test`: Lightning's own command line around predictor and data."""
 
 import logging
+import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -38,6 +43,7 @@ from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
+from convlstm.files import check_folder
 from convlstm.module import ENDLESS, VideoPredictor
 from datamodules import VideoDataModule
 
@@ -227,6 +233,7 @@ class VideoCLI(LightningCLI):
                 if not isinstance(content[key], dict):  # which jsonargparse lets pass
                     text = f"must be a mapping of options, got {content[key]}"
                     parser.error(f"{path}: {key} {text}")
+        _refuse_nulls(config.data)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
@@ -240,7 +247,10 @@ class VideoCLI(LightningCLI):
                 raise ValueError(ENDLESS)  # before there are logs
             self.start = settle_start(config, self.run_dir, args)
         else:
-            config.ckpt_path = tested_checkpoint(config, self.run_dir)
+            config.ckpt_path = tested_checkpoint(config, self.run_dir, args)
+            if self.config.subcommand == "test":
+                check_folder(self.run_dir)
+                _check_pictures(config)
 
     def _parse_ckpt_path(self) -> None:
         """Takes the model's options from the checkpoint that is tested, as Lightning does.
@@ -278,13 +288,18 @@ class VideoCLI(LightningCLI):
                 logger = TensorBoardLogger(self.run_dir, name="logs", version="", purge_step=purge)
             callbacks += self._fit_callbacks(config, bool(logger))
         elif verb == "test":
-            callbacks.append(TestReport(self.run_dir / "test"))
+            weights = config.pretrained
+            folder = "test" if weights is None else f"test-{Path(weights).stem}"
+            callbacks.append(TestReport(self.run_dir / folder))
             if config.save_forecasts is not None:
-                folder = Path(config.save_forecasts)
-                callbacks.append(ForecastWriter(folder, config.num_forecasts))
+                pictures = Path(config.save_forecasts)
+                callbacks.append(ForecastWriter(pictures, config.num_forecasts))
         trainer_config = {**config.trainer.as_dict(), "logger": logger, **kwargs}
         trainer_config["plugins"] = [*(trainer_config["plugins"] or []), AtomicCheckpointIO()]
-        return self._instantiate_trainer(trainer_config, callbacks)
+        try:
+            return self._instantiate_trainer(trainer_config, callbacks)
+        except TypeError as error:  # of a number of devices below 0, for one
+            raise ValueError(str(error)) from error
 
     def _fit_callbacks(self, config: Any, logs: bool) -> list[Callback]:
         self._dump_config()
@@ -318,7 +333,8 @@ class VideoCLI(LightningCLI):
         count = sum(p.numel() for p in self.model.parameters())
         console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
         try:
-            self.trainer.fit(**kwargs)
+            with self._signals_told_apart():
+                self.trainer.fit(**kwargs)
         except TrainingStopped:
             step = self.trainer.global_step
             console.print(f"Stopped and saved at step {step}: continue with --resume")
@@ -327,11 +343,22 @@ class VideoCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 raise
             raise SystemExit(1) from None
-        except SystemExit as error:  # Lightning makes this of Ctrl-C, with status 1
+        self._say_what_next(console)
+
+    @contextmanager
+    def _signals_told_apart(self) -> Iterator[None]:
+        """Lightning ends with status 1 on Ctrl-C, and on SIGTERM with 0, as if all were well."""
+        try:
+            yield
+        except TrainingStopped:
+            raise
+        except SystemExit as error:
+            if self.trainer.received_sigterm:
+                print(f"{TrainParser.command}: terminated", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGTERM) from None
             if error.code == 1 and self.trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        self._say_what_next(console)
 
     def _say_what_next(self, console: Console) -> None:
         """Which checkpoint there is, and what to do with it."""
@@ -343,22 +370,40 @@ class VideoCLI(LightningCLI):
         else:
             step = f"step {self.trainer.global_step}"
             console.print(f"Checkpoint: {folder / 'last.ckpt'} ({step}; no validation, so no best)")
-        console.print(f"Test it: convlstm test -c {self.run_dir / 'config.yaml'}")
+        console.print(f"Test it: convlstm test -c {shlex.quote(str(self.run_dir / 'config.yaml'))}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validates, and says what."""
         self._say_whose_metrics("Validating")
-        self.trainer.validate(**kwargs)
+        with self._signals_told_apart():
+            self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Tests without Lightning's own table, and says what."""
         self._say_whose_metrics("Testing")
-        self.trainer.test(**kwargs, verbose=False)
+        with self._signals_told_apart():
+            self.trainer.test(**kwargs, verbose=False)
 
     def _say_whose_metrics(self, doing: str) -> None:
         config = self.config[self.config.subcommand]
         console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
         console.print(f"{doing} {config.ckpt_path or f'the weights {config.pretrained}'}")
+
+
+def _refuse_nulls(data: Any) -> None:
+    """Refuses null where the data's class has another default; jsonargparse takes it for any."""
+    kind: Any = locate(data.class_path)
+    for name, option in signature(kind).parameters.items():
+        if data.init_args.get(name, 0) is None and option.default is not None:
+            raise ValueError(f"data.{name} must not be null")
+
+
+def _check_pictures(config: Any) -> None:
+    """Refuses, before the test, what would fail after it."""
+    if config.num_forecasts < 1:
+        raise ValueError(f"--num_forecasts must be >= 1, got {config.num_forecasts}")
+    if config.save_forecasts is not None:
+        check_folder(Path(config.save_forecasts))
 
 
 def _default_run_dir(config: Any) -> Path:

@@ -75,10 +75,20 @@ class ConvRecurrence(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows between the brackets."""
-        return (
-            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
-            f"bidirectional={self.bidirectional}"
-        )
+        weight = self.get_parameter("weight_ih_l0" if self.input_size else "weight_hh_l0")
+        kernel = tuple(weight.shape[2:])
+        told = [f"{self.input_size}, {self.hidden_size}", f"kernel_size={kernel}"]
+        for name, default in (
+            ("num_layers", 1),
+            ("batch_first", True),
+            ("dropout", 0),
+            ("recurrent_dropout", 0),
+            ("bidirectional", False),
+            ("checkpoint_every", 0),
+        ):
+            if getattr(self, name) != default:
+                told.append(f"{name}={getattr(self, name)}")
+        return ", ".join(told)
 
     def _register(self, layer: int, direction: int, parameters: dict[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():

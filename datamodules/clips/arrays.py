@@ -114,8 +114,10 @@ def _load_npz(path: Path, name: str | None) -> NDArray[Any]:
             name = names[0]
         if name not in names:
             told = "has several arrays" if name is None else f"has no array {name!r}"
+            if not names:
+                raise ValueError(f"{path}: there is no array in it")
             raise ValueError(
-                f"{path}: {told}: choose one by its name (array), of {', '.join(names) or 'none'}"
+                f"{path}: {told}: choose one by its name (array), of {', '.join(names)}"
             )
         unpacked = archive.zip.getinfo(
             f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name
@@ -186,5 +188,6 @@ def _check_unit(frame: NDArray[Any], number: int, path: Path) -> None:
     if low < 0 or high > 1:
         raise ValueError(
             f"{path}: pixels of frame {number} range from {low:g} to {high:g}, but floats must lie "
-            "in [0, 1]: divide them by their maximum, or save 8-bit pixels as uint8"
+            "in [0, 1]: subtract their minimum and divide by their range, the same numbers for all "
+            "clips, or save 8-bit pixels as uint8"
         )
