@@ -89,7 +89,8 @@ def test_the_readmes_commands_run(tmp_path):
         for line in block.splitlines()
         if line.startswith("convlstm ")
     ]
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "convlstm"):
+        (tmp_path / name).symlink_to(ROOT / name)
     make_videos(tmp_path / "videos")
     rng = np.random.default_rng(0)
     iio.imwrite(tmp_path / "clip.gif", rng.integers(0, 256, (12, 64, 64), dtype=np.uint8))
@@ -106,10 +107,10 @@ def test_the_readmes_commands_run(tmp_path):
     assert " ".join(verbs) == expected
     for run in ("moving_mnist", "clips"):
         assert len(list((tmp_path / "forecasts" / run).iterdir())) == 6
-    assert len(iio.imread(tmp_path / "forecasts" / "clip.gif")) == 30
+    assert len(iio.imread(tmp_path / "forecasts" / "moving-mnist-1.gif")) == 30
 
     compared = {path.name for path in (tmp_path / "compared").iterdir()}
-    assert compared == {"clip.mp4", "clip.png", "clip.json"}
+    assert compared == {"clip.gif", "clip.png", "clip.json"}
 
     (training,) = blocks("python", TRAINING)
     short = training.replace("max_steps=1000", "max_steps=2")
