@@ -57,7 +57,7 @@ def kernel_shape(value: int | tuple[int, int] | list[int], name: str) -> tuple[i
         ValueError: A side is below 1, or there are not one or two of them.
     """
     shape = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(shape) != 2 or not all(isinstance(side, int) and side >= 1 for side in shape):
+    if len(shape) != 2 or not all(hasattr(side, "__index__") and side >= 1 for side in shape):
         raise ValueError(f"{name} must be an int >= 1 or a pair of them, got {value!r}")
     return shape
 

@@ -357,7 +357,7 @@ class EncoderForecaster(nn.Module):
         teacher_forcing: float = 0.0,
     ) -> tuple[Tensor, Carry]:
         """`unroll` without the sigmoid, and with scheduled sampling; see `forward`."""
-        if not isinstance(steps, int) or steps < 1:
+        if not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
         if self.autoregressive:
             hints = self._patches(truth) if truth is not None and teacher_forcing > 0 else None

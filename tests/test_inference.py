@@ -82,6 +82,12 @@ def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
         build().forecast(clip, 2)
 
 
+def test_steps_may_be_numpys():
+    clip = torch.rand(4, 1, 8, 8)
+    model = build()
+    assert torch.equal(model.forecast(clip, np.int64(2)), model.forecast(clip, 2))
+
+
 @pytest.mark.parametrize("steps", [0, 2.5, "3", None])
 def test_a_forecast_has_a_whole_number_of_steps(steps):
     with pytest.raises(ValueError, match=rf"whole number >= 1, got {steps!r}"):
