@@ -185,6 +185,12 @@ def test_npz_of_one_array_is_that_array_and_of_several_the_named_one(tmp_path):
     assert read_clip(path, array="mask").max() == 255
 
 
+def test_an_archive_without_arrays_is_named_so(tmp_path):
+    np.savez(tmp_path / "empty.npz")
+    with pytest.raises(ValueError, match=r"empty\.npz: there is no array in it"):
+        read_clip(tmp_path / "empty.npz")
+
+
 def test_npz_cut_off_anywhere_or_damaged_is_refused(tmp_path):
     path = tmp_path / "clip.npz"
     np.savez_compressed(path, GRAY)

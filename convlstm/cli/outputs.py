@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convlstm.callbacks.report import write_metrics
 from convlstm.cli.comparison import Comparison
-from convlstm.files import replacing
+from convlstm.files import check_folder, replacing
 from convlstm.render import save_gif, save_mp4, save_strip
 
 Format = Literal["gif", "png", "npy", "mp4"]
@@ -41,13 +41,13 @@ class Outputs:
         """Makes sure that no file is written twice, or over a clip or into one.
 
         Raises:
+            OSError: The folder may not be written to.
             ValueError: One would be, or there can be no such folder; the message names it.
         """
-        there = next(
-            path for path in (self.folder, *self.folder.absolute().parents) if path.exists()
-        )
-        if not there.is_dir():
-            raise ValueError(f"--out must be a folder: {there} is a file")
+        try:
+            check_folder(self.folder)
+        except NotADirectoryError as error:
+            raise ValueError(f"--out must be a folder: {error.filename} is a file") from error
         given = {clip.resolve(): clip for clip in clips}
         owners: dict[str, Path] = {}
         for clip in clips:

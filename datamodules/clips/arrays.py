@@ -113,9 +113,9 @@ def _load_npz(path: Path, name: str | None) -> NDArray[Any]:
         if name is None and len(names) == 1:
             name = names[0]
         if name not in names:
-            told = "has several arrays" if name is None else f"has no array {name!r}"
             if not names:
                 raise ValueError(f"{path}: there is no array in it")
+            told = "has several arrays" if name is None else f"has no array {name!r}"
             raise ValueError(
                 f"{path}: {told}: choose one by its name (array), of {', '.join(names)}"
             )
