@@ -2,7 +2,8 @@
 
 On a CPU the rows are cut into tiles that stay in its caches, and each gate of a tile gets a plane
 of its own: passes over contiguous memory that is at hand cost a fraction of others. The gates of a
-step are kept for its backward pass as such planes too, block of rows by block.
+step are kept for its backward pass as such planes too, block of rows by block. The ConvLSTM's g is
+kept as s = σ(-2x), of which g = tanh(x) is 1 - 2s, so that all its gates take one pass of σ.
 """
 
 import functools
@@ -73,22 +74,23 @@ def lstm_forward(
     for tile in _tiles(new, 5):
         sums, out = tile.planes[:4], tile.planes[4]
         _sum(tile.beside(from_x), None if from_h is None else tile.beside(from_h), out=sums)
+        sums[2].mul_(-2)
         before, new_here = None if c is None else tile.rows(c), tile.rows(new)
         peepholes = _peepholes(peephole, tile)
         if before is not None and peepholes is not None:
             sums[0].addcmul_(peepholes[0], before)
             sums[1].addcmul_(peepholes[1], before)
         kept = None if gates is None else tile.planar(gates)
-        i, f, g, o = values = _exactly(kept, sums)
-        torch.sigmoid(sums[:2], out=values[:2])
-        tanh(sums[2], out=g)
+        values = _exactly(kept, sums)
+        now = 4 if peepholes is None else 3  # through a peephole o sees the new cell state
+        torch.sigmoid(sums[:now], out=values[:now])
+        i, f, s, o = values  # g = 1 - 2s
         if before is None:
-            torch.mul(i, g, out=new_here)
+            torch.addcmul(i, i, s, value=-2, out=new_here)
         else:
-            torch.mul(f, before, out=new_here).addcmul_(i, g)
+            torch.addcmul(i, f, before, out=new_here).addcmul_(i, s, value=-2)
         if peepholes is not None:
-            sums[3].addcmul_(peepholes[2], new_here)
-        torch.sigmoid(sums[3], out=o)
+            torch.sigmoid(sums[3].addcmul_(peepholes[2], new_here), out=o)
         _store(values, kept)
         h_here = tile.rows(h)
         torch.mul(new_here, -2, out=out).sigmoid_()  # tanh(c) = 1 - 2σ(-2c)
@@ -115,31 +117,33 @@ def lstm_backward(
         d_through: Its gradient through the next step (N, H), or None for zero.
         d_c: Gradient of the new cell state (N, H), exact; overwritten by that of c.
     """
-    for tile in _tiles(new, 8):
-        d_gates, (s, d_h, d_new, product) = tile.planes[:4], tile.planes[4:]
+    zero = new.new_zeros(())
+    for tile in _tiles(new, 7 if gates.dtype == new.dtype else 11):
+        d_gates, (t, d_h, d_new), loaded = tile.planes[:4], tile.planes[4:7], tile.planes[7:]
         d_i, d_f, d_g, d_o = d_gates
-        i, f, g, o = _load(tile.planar(gates), d_gates)
+        i, f, s, o = values = _load(tile.planar(gates), loaded)
         d_c_here = tile.rows(d_c)
         _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
-        torch.mul(tile.rows(new), -2, out=s).sigmoid_()
-        # tanh(c) = 1 - 2s, and its derivative 4s(1 - s).
+        torch.mul(tile.rows(new), -2, out=t).sigmoid_()
+        # tanh(c) = 1 - 2t, and its derivative 4t(1 - t); g = 1 - 2s likewise.
         torch.mul(d_h, o, out=d_new)
-        aten.sigmoid_backward.grad_input(d_new, s, grad_input=d_new)
+        aten.sigmoid_backward.grad_input(d_new, t, grad_input=d_new)
         torch.add(d_c_here, d_new, alpha=4, out=d_new)
-        aten.sigmoid_backward.grad_input(d_h.addcmul_(d_h, s, value=-2), o, grad_input=d_o)
+        torch.addcmul(d_h, d_h, t, value=-2, out=d_o)
         peepholes = _peepholes(peephole, tile)
+        left = 4
         if peepholes is not None:
+            aten.sigmoid_backward.grad_input(d_o, o, grad_input=d_o)
             d_new.addcmul_(d_o, peepholes[2])
+            left = 3
         torch.mul(d_new, f, out=d_c_here)
-        torch.mul(d_new, g, out=product)
-        torch.mul(d_new, i, out=s)
-        aten.sigmoid_backward.grad_input(product, i, grad_input=d_i)
-        aten.tanh_backward.grad_input(s, g, grad_input=d_g)
+        torch.addcmul(d_new, d_new, s, value=-2, out=d_i)
+        torch.addcmul(zero, d_new, i, value=4, out=d_g)
         if c is None:
             d_f.zero_()
         else:
-            torch.mul(d_new, tile.rows(c), out=product)
-            aten.sigmoid_backward.grad_input(product, f, grad_input=d_f)
+            torch.mul(d_new, tile.rows(c), out=d_f)
+        aten.sigmoid_backward.grad_input(d_gates[:left], values[:left], grad_input=d_gates[:left])
         if c is not None and peepholes is not None:
             d_c_here.addcmul_(d_i, peepholes[0]).addcmul_(d_f, peepholes[1])
         tile.beside(gates).copy_(d_gates)
