@@ -126,6 +126,18 @@ def test_no_state_is_a_zero_state():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kind", [ConvLSTMCell, ConvGRUCell, ConvRNNCell])
+def test_weights_drawn_anew_are_those_of_a_new_cell(kind):
+    torch.manual_seed(1)
+    new = kind(3, 4, 3).state_dict()
+    cell = kind(3, 4, 3)
+    assert not torch.equal(cell.weight_hh, new["weight_hh"])
+    torch.nn.init.ones_(cell.bias)
+    torch.manual_seed(1)
+    cell.reset_parameters()
+    assert all(torch.equal(value, new[name]) for name, value in cell.state_dict().items())
+
+
 def test_the_forget_bias_starts_at_one_and_the_rest_at_zero():
     bias = ConvLSTMCell(2, 3).bias
     assert bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6

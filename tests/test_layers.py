@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -321,6 +323,23 @@ def test_parameters_have_the_names_order_and_shapes_of_nn_lstm():
     assert shapes["weight_ih_l1_reverse"] == (16, 8, 3, 3)
     assert ConvLSTM(3, 4, peephole="channel").peephole_l0.shape == (3, 4, 1, 1)
     assert "bias_l0" not in ConvLSTM(3, 4, bias=False).state_dict()
+
+
+@pytest.mark.parametrize("kind", [ConvLSTM, ConvGRU, ConvRNN])
+def test_weights_drawn_anew_are_those_of_a_new_layer(kind):
+    options = {"hidden_kernel_size": 5, "bidirectional": True}
+    torch.manual_seed(1)
+    new = kind(3, 4, 3, 2, **options).state_dict()
+    with torch.device("meta"):
+        layer = kind(3, 4, 3, 2, **options)
+    layer.to_empty(device="cpu")
+    layer = pickle.loads(pickle.dumps(layer))
+    torch.manual_seed(1)
+    layer.reset_parameters()
+    assert all(torch.equal(value, new[name]) for name, value in layer.state_dict().items())
+    torch.manual_seed(2)
+    layer.reset_parameters()
+    assert not torch.equal(layer.weight_hh_l1, new["weight_hh_l1"])
 
 
 def test_dropout_acts_between_layers_in_training_only():

@@ -1,6 +1,8 @@
 """What the cells share: the parameters of a recurrence, and the input convolution."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
 
 Kernel = int | tuple[int, int]
+NewParameters = Callable[[int], dict[str, nn.Parameter]]  # of one recurrence, from its input's size
 
 
 def recurrence_parameters(
@@ -54,28 +57,42 @@ def recurrence_parameters(
 
 
 class ConvCell(nn.Module):
-    """Base of the cells: holds the parameters and convolves the input."""
+    """Base of the cells: holds the parameters and convolves the input.
+
+    Args:
+        input_size: Channels of the input frame.
+        hidden_size: Channels of the hidden state.
+        new_parameters: Draws the parameters.
+        names: Names of all that there may be; the cell has None for those that are not there.
+    """
 
     weight_ih: nn.Parameter
     weight_hh: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, new_parameters: NewParameters, *names: str
+    ) -> None:
         super().__init__()
         if input_size < 1:
             raise ValueError(f"input_size must be >= 1, got {input_size}")
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self._new_parameters = new_parameters
+        parameters = new_parameters(input_size)
+        for name in names:
+            self.register_parameter(name, parameters.get(name))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, as when the cell was built."""
+        for name, parameter in self._new_parameters(self.input_size).items():
+            self.get_parameter(name).copy_(parameter)
 
     def extra_repr(self) -> str:
         """What `print(cell)` shows between the brackets."""
         kernel = tuple(self.weight_ih.shape[2:])
         return f"{self.input_size}, {self.hidden_size}, kernel_size={kernel}"
-
-    def register(self, parameters: dict[str, nn.Parameter], *names: str) -> None:
-        """Makes the parameters of these names the cell's; None for those that are not there."""
-        for name in names:
-            self.register_parameter(name, parameters.get(name))
 
     def input_gates(self, x: Tensor) -> Tensor:
         """W_x * x + b of a frame (B, input_size, h, w): (B, G·H, h, w).
@@ -106,19 +123,19 @@ class HiddenStateCell(ConvCell):
         hidden_kernel_size: Kernel | None = None,
         bias: bool = True,
     ) -> None:
-        super().__init__(input_size, hidden_size)
-        parameters = self._new_parameters(
-            input_size,
-            hidden_size,
-            kernel_size,
+        new_parameters = partial(
+            self._parameters_of_one,
+            hidden_size=hidden_size,
+            kernel_size=kernel_size,
             hidden_kernel_size=hidden_kernel_size,
             bias=bias,
         )
-        self.register(parameters, "weight_ih", "weight_hh", "bias", "bias_hh")
+        names = "weight_ih", "weight_hh", "bias", "bias_hh"
+        super().__init__(input_size, hidden_size, new_parameters, *names)
 
     @staticmethod
     @abstractmethod
-    def _new_parameters(
+    def _parameters_of_one(
         input_size: int,
         hidden_size: int,
         kernel_size: Kernel,

@@ -59,7 +59,7 @@ class ConvGRUCell(HiddenStateCell):
     """
 
     bias_hh: nn.Parameter | None
-    _new_parameters = staticmethod(gru_parameters)
+    _parameters_of_one = staticmethod(gru_parameters)
 
     def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
         """Advances the state, given the finished input convolution.

@@ -12,6 +12,7 @@ Nowcasting", NeurIPS 2015, https://arxiv.org/abs/1506.04214, equation 3:
 Letters: B batch, H hidden channels, h×w frame. Gates are stacked in the order i, f, g, o.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -108,17 +109,17 @@ class ConvLSTMCell(ConvCell):
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size)
-        parameters = lstm_parameters(
-            input_size,
-            hidden_size,
-            kernel_size,
+        new_parameters = partial(
+            lstm_parameters,
+            hidden_size=hidden_size,
+            kernel_size=kernel_size,
             hidden_kernel_size=hidden_kernel_size,
             bias=bias,
             peephole=peephole,
             frame_size=frame_size,
         )
-        self.register(parameters, "weight_ih", "weight_hh", "bias", "peephole")
+        names = "weight_ih", "weight_hh", "bias", "peephole"
+        super().__init__(input_size, hidden_size, new_parameters, *names)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None

@@ -40,7 +40,7 @@ class ConvRNNCell(HiddenStateCell):
         ValueError: An argument is out of range; the message names value and expectation.
     """
 
-    _new_parameters = staticmethod(rnn_parameters)
+    _parameters_of_one = staticmethod(rnn_parameters)
 
     def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
         """Advances the state, given the finished input convolution W_x * x + b, (B, H, h, w)."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convlstm.cells.base import NewParameters
 from convlstm.sequence.common import autocasts
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
@@ -38,6 +39,7 @@ class ConvRecurrence(nn.Module, ABC):
         recurrent_dropout: float,
         bidirectional: bool,
         checkpoint_every: int,
+        new_parameters: NewParameters,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -56,6 +58,11 @@ class ConvRecurrence(nn.Module, ABC):
         self.bidirectional = bidirectional
         self.checkpoint_every = checkpoint_every
         self.num_directions = 2 if bidirectional else 1
+        self._new_parameters = new_parameters
+        for layer in range(num_layers):
+            for direction in range(self.num_directions):
+                for name, parameter in new_parameters(self._input_size(layer)).items():
+                    self.register_parameter(name + _suffix(layer, direction), parameter)
 
     @abstractmethod
     def _sequence(
@@ -73,6 +80,14 @@ class ConvRecurrence(nn.Module, ABC):
             parts may be missing unless `every_state`), and the last state.
         """
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, as when the layer was built."""
+        for layer in range(self.num_layers):
+            for direction in range(self.num_directions):
+                for name, parameter in self._new_parameters(self._input_size(layer)).items():
+                    self.get_parameter(name + _suffix(layer, direction)).copy_(parameter)
+
     def extra_repr(self) -> str:
         """What `print(layer)` shows between the brackets."""
         weight = self.get_parameter("weight_ih_l0" if self.input_size else "weight_hh_l0")
@@ -89,10 +104,6 @@ class ConvRecurrence(nn.Module, ABC):
             if getattr(self, name) != default:
                 told.append(f"{name}={getattr(self, name)}")
         return ", ".join(told)
-
-    def _register(self, layer: int, direction: int, parameters: dict[str, nn.Parameter]) -> None:
-        for name, parameter in parameters.items():
-            self.register_parameter(name + _suffix(layer, direction), parameter)
 
     def _input_size(self, layer: int) -> int:
         return self.input_size if layer == 0 else self.hidden_size * self.num_directions

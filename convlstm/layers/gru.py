@@ -41,7 +41,7 @@ class ConvGRU(HiddenStateLayer):
     Source: https://arxiv.org/abs/1706.03458, equation 1; see `convlstm.cells.gru`.
     """
 
-    _new_parameters = staticmethod(gru_parameters)
+    _parameters_of_one = staticmethod(gru_parameters)
 
     def _sequence(
         self,

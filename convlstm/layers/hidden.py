@@ -1,6 +1,7 @@
 """The layers whose state is the hidden state alone: `ConvRNN` and `ConvGRU`."""
 
 from abc import abstractmethod
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -35,17 +36,14 @@ class HiddenStateLayer(ConvRecurrence):
             recurrent_dropout=recurrent_dropout,
             bidirectional=bidirectional,
             checkpoint_every=checkpoint_every,
+            new_parameters=partial(
+                self._parameters_of_one,
+                hidden_size=hidden_size,
+                kernel_size=kernel_size,
+                hidden_kernel_size=hidden_kernel_size,
+                bias=bias,
+            ),
         )
-        for layer in range(num_layers):
-            for direction in range(self.num_directions):
-                parameters = self._new_parameters(
-                    self._input_size(layer),
-                    hidden_size,
-                    kernel_size,
-                    hidden_kernel_size=hidden_kernel_size,
-                    bias=bias,
-                )
-                self._register(layer, direction, parameters)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, lengths: Lengths | None = None
@@ -75,7 +73,7 @@ class HiddenStateLayer(ConvRecurrence):
 
     @staticmethod
     @abstractmethod
-    def _new_parameters(
+    def _parameters_of_one(
         input_size: int,
         hidden_size: int,
         kernel_size: Kernel,

@@ -1,5 +1,7 @@
 """`ConvLSTM`, the twin of `torch.nn.LSTM` for images."""
 
+from functools import partial
+
 from torch import Tensor
 
 from convlstm.cells.base import Kernel
@@ -76,20 +78,17 @@ class ConvLSTM(ConvRecurrence):
             recurrent_dropout=recurrent_dropout,
             bidirectional=bidirectional,
             checkpoint_every=checkpoint_every,
+            new_parameters=partial(
+                lstm_parameters,
+                hidden_size=hidden_size,
+                kernel_size=kernel_size,
+                hidden_kernel_size=hidden_kernel_size,
+                bias=bias,
+                peephole=peephole,
+                frame_size=frame_size,
+            ),
         )
         self.frame_size = tuple(frame_size) if frame_size and peephole == "full" else None
-        for layer in range(num_layers):
-            for direction in range(self.num_directions):
-                parameters = lstm_parameters(
-                    self._input_size(layer),
-                    hidden_size,
-                    kernel_size,
-                    hidden_kernel_size=hidden_kernel_size,
-                    bias=bias,
-                    peephole=peephole,
-                    frame_size=frame_size,
-                )
-                self._register(layer, direction, parameters)
 
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Lengths | None = None

@@ -40,7 +40,7 @@ class ConvRNN(HiddenStateLayer):
     Source: J. Elman 1990, https://doi.org/10.1207/s15516709cog1402_1; see `convlstm.cells.rnn`.
     """
 
-    _new_parameters = staticmethod(rnn_parameters)
+    _parameters_of_one = staticmethod(rnn_parameters)
 
     def _sequence(
         self,
