@@ -10,6 +10,7 @@ from typing import Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
 
+from datamodules.augmentation import AUGMENTATIONS, Augmentation
 from datamodules.base import VideoDataModule, require_at_least
 from datamodules.clip_splits import split_frames, split_names
 from datamodules.clip_windows import ClipWindows, Part, span
@@ -55,6 +56,9 @@ class ClipDataModule(VideoDataModule):
         seed: Seed of the split and of the order.
         axes: What the axes of .npy and .npz files are, such as "HWT"; None where they are plain.
         array: The name of the array in .npz files that have several.
+        augment: What is done to training windows at random, anew in each epoch, for few clips:
+            "hflip" and "vflip" mirror them left to right and upside down, "rotate90" turns them by
+            quarters (of square frames), "reverse" plays them backwards.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -81,6 +85,7 @@ class ClipDataModule(VideoDataModule):
         seed: int = 0,
         axes: str | None = None,
         array: str | None = None,
+        augment: list[Augmentation] = [],  # noqa: B006 (never changed; None would hide it)
     ) -> None:
         super().__init__(
             context_length=context_length,
@@ -111,6 +116,13 @@ class ClipDataModule(VideoDataModule):
             )
         if split_by not in ("clip", "time"):
             raise ValueError(f"split_by is {split_by!r}: must be clip or time")
+        if unknown := [name for name in augment if name not in AUGMENTATIONS]:
+            raise ValueError(
+                f"augment has {', '.join(map(repr, unknown))}: must be a list of "
+                f"{', '.join(AUGMENTATIONS)}"
+            )
+        if "rotate90" in augment and sizes[0] != sizes[1]:
+            raise ValueError(f"augment rotate90 is for square frames, but frame_size is {sizes}")
         self.root = root
         self.frame_size = sizes[0], sizes[1]
         self.fit: Fit = fit
@@ -123,6 +135,7 @@ class ClipDataModule(VideoDataModule):
         self.cache = FrameCache(cache_mib * 2**20)
         self.axes = axes
         self.array = array
+        self.augment = augment
         self.train_set: ClipWindows | None = None
         self.val_set: ClipWindows | None = None
         self.test_set: ClipWindows | None = None
@@ -168,6 +181,7 @@ class ClipDataModule(VideoDataModule):
             fit=self.fit,
             cache=self.cache,
             key=stream_key(self.seed, split) if split == "train" else None,
+            augment=self.augment,
         )
 
     def _parts(self, split: Split) -> list[Part]:
@@ -206,7 +220,8 @@ class ClipDataModule(VideoDataModule):
         state = super().state_dict()
         if state and self.train_set is not None:
             parts = [[p.name, p.frames.start, p.frames.stop] for p in self.train_set.parts]
-            text = json.dumps([parts, self.stride, self.train_set.span, self.frame_step])
+            windows = [parts, self.stride, self.train_set.span, self.frame_step]
+            text = json.dumps([*windows, sorted(self.augment)] if self.augment else windows)
             state["clips"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         return state
 
@@ -221,6 +236,6 @@ class ClipDataModule(VideoDataModule):
         if "clips" in now and state_dict.get("clips") != now["clips"]:
             raise ValueError(
                 f"{self.root}: the clips for training, or how windows are cut from them, are not "
-                "those that the checkpoint was trained with: keep names, lengths, stride and "
-                "frame_step as they were"
+                "those that the checkpoint was trained with: keep names, lengths, stride, "
+                "frame_step and augment as they were"
             )

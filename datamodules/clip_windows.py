@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from datamodules.augmentation import Augmentation, augmented
 from datamodules.base import Batch
 from datamodules.clips import ClipReader
 from datamodules.clips.fitting import Fit, fitted
@@ -51,6 +52,7 @@ class ClipWindows(Dataset[Batch]):
         fit: How frames are brought to that size.
         cache: Keeps decoded frames.
         key: Of the random order, see `trajectories.stream_key`; None for windows in order.
+        augment: What is done to windows at random, with a key; see `augmented`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ClipWindows(Dataset[Batch]):
         fit: Fit,
         cache: FrameCache,
         key: np.uint64 | None = None,
+        augment: Sequence[Augmentation] = (),
     ) -> None:
         self.parts = list(parts)
         self.context_length = context_length
@@ -76,6 +79,7 @@ class ClipWindows(Dataset[Batch]):
         self.fit = fit
         self.cache = cache
         self.key = key
+        self.augment = augment
         types = {part.clip.dtype for part in self.parts}
         self.dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
         starts = [
@@ -101,6 +105,8 @@ class ClipWindows(Dataset[Batch]):
         frames = np.concatenate(
             [self._chunk(int(clip), int(c))[places[chunks == c]] for c in np.unique(chunks)]
         )
+        if self.key is not None and self.augment:
+            frames = augmented(frames, self.augment, ~self.key, index)  # a stream of its own
         context, target = np.split(frames, [self.context_length])
         return {
             "context": torch.from_numpy(context),

@@ -189,11 +189,23 @@ def test_folder_that_is_missing_or_empty_is_named(tmp_path):
         ("stride", 0, "stride is 0: must be 1 or more"),
         ("eval_stride", 0, "eval_stride is 0: must be 1 or more"),
         ("cache_mib", -1, "cache_mib is -1: must be 0 or more"),
+        (
+            "augment",
+            ["hflip", "zoom"],
+            "augment has 'zoom': must be a list of hflip, vflip, rotate90",
+        ),
     ],
 )
 def test_options_out_of_range_are_named(tmp_path, option, value, message):
     with pytest.raises(ValueError, match=message):
         module(tmp_path, **{option: value})
+
+
+def test_only_square_frames_are_turned_by_quarters(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"rotate90 is for square frames, but frame_size is \[4, 6"
+    ):
+        module(tmp_path, frame_size=[4, 6], augment=["rotate90"])
 
 
 EPOCHS = [[e * 64 + p + i for i in range(4)] for e in range(2) for p in range(0, 64, 4)]
@@ -209,13 +221,16 @@ class Pixels(Recorder):
 
 @pytest.mark.parametrize(("stop", "num_workers"), [(3, 0), (16, 0), (19, 2)])
 def test_a_stopped_training_resumes_at_the_next_sample(folder, tmp_path, stop, num_workers):
-    whole, _ = train(tmp_path, data=module(folder), model=Pixels(), max_epochs=2)
+    def data(**options):
+        return module(folder, augment=["reverse", "hflip"], **options)
+
+    whole, _ = train(tmp_path, data=data(), model=Pixels(), max_epochs=2)
     assert [numbers for numbers, _ in whole] == EPOCHS
-    before, trainer = train(tmp_path, data=module(folder), model=Pixels(), max_steps=stop)
+    before, trainer = train(tmp_path, data=data(), model=Pixels(), max_steps=stop)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     after, _ = train(
         tmp_path,
-        data=module(folder, num_workers=num_workers),
+        data=data(num_workers=num_workers),
         model=Pixels(),
         ckpt=tmp_path / "stopped.ckpt",
         max_epochs=9,
@@ -226,7 +241,16 @@ def test_a_stopped_training_resumes_at_the_next_sample(folder, tmp_path, stop, n
 
 @pytest.mark.parametrize(
     "change",
-    ["longer clip", "other name", "one clip more", "stride", "frame_step", "lengths", "seed"],
+    [
+        "longer clip",
+        "other name",
+        "one clip more",
+        "stride",
+        "frame_step",
+        "lengths",
+        "seed",
+        "augment",
+    ],
 )
 def test_resuming_on_other_data_is_refused(tmp_path, change):
     root = tmp_path / "videos"
@@ -240,6 +264,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, change):
         "frame_step": {"frame_step": 2},
         "lengths": {"context_length": 2},
         "seed": {"seed": 1},
+        "augment": {"augment": ["hflip"]},
     }.get(change, {})
     first = root / "train" / "0.gif"
     if change == "longer clip":

@@ -53,6 +53,26 @@ def test_windows_stay_within_the_part_that_a_split_has(parts):
     assert [frames_of(dataset[i])[0] for i in range(len(dataset))] == [20, 21, 22]
 
 
+def test_with_a_key_windows_are_changed_at_random_whole_and_differently_in_each_epoch(parts):
+    dataset = windows(parts[:1], key=stream_key(0, "train"), augment=["reverse"])
+    first, second = (
+        [frames_of(dataset[epoch * len(dataset) + i]) for i in range(len(dataset))]
+        for epoch in range(2)
+    )
+    plain = [[start + t for t in range(5)] for start in range(96)]
+    for epoch in (first, second):
+        assert sorted(sorted(window) for window in epoch) == plain
+        assert all(window in (sorted(window), sorted(window)[::-1]) for window in epoch)
+        assert 30 < sum(window not in plain for window in epoch) < 66  # 48 of 96, six deviations
+    turned = [{tuple(w) for w in epoch if w not in plain} for epoch in (first, second)]
+    assert turned[0] != turned[1]
+
+
+def test_without_a_key_windows_stay_as_they_are(parts):
+    dataset = windows(parts[:1], augment=["reverse"])
+    assert [frames_of(dataset[i])[0] for i in range(len(dataset))] == list(range(96))
+
+
 def test_a_sample_has_context_target_and_its_number(parts):
     sample = windows(parts)[4]
     assert sample["context"].shape == (3, 1, 4, 5)
