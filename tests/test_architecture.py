@@ -23,7 +23,17 @@ FLOORS = [
     {"kernels"},
     {"cells"},
     {"pretrained"},
-    {"losses", "metrics", "render", "checkpoint", "weights", "patches", "pixels", "attention"},
+    {
+        "losses",
+        "metrics",
+        "nowcasting",
+        "render",
+        "checkpoint",
+        "weights",
+        "patches",
+        "pixels",
+        "attention",
+    },
     {"allocator", "convolution", "files", "optimizers"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

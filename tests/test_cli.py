@@ -1,5 +1,6 @@
 """The command in this process; `test_main_job.py` runs it as a user does."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -47,12 +48,22 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     assert written["run_dir"] == "runs/small"
     assert written["model"]["context_length"] == 2  # from the data
 
-    saved = ["--save_forecasts", "pictures", "--num_forecasts", "2"]
+    saved = ["--save_forecasts", "pictures", "--num_forecasts", "2", "--thresholds", "[0.2,0.9]"]
     assert main(["test", "-c", "runs/small/config.yaml", *saved]) == 0
     printed = capsys.readouterr().out
     assert "batch 1 of 3\nbatch 2 of 3\nbatch 3 of 3\n" in printed  # no terminal here, either
     assert "MSE" in printed
-    assert {p.name for p in (run / "test").iterdir()} == {"metrics.json", "lead_time.png"}
+    assert "CSI" in printed
+    assert "FSS 17" in printed
+    files = {"metrics.json", "lead_time.png", "nowcasting.json"}
+    assert {p.name for p in (run / "test").iterdir()} == files
+    text = (run / "test" / "nowcasting.json").read_text()
+    scores = json.loads(text, parse_constant=pytest.fail)
+    assert scores["thresholds"] == [0.2, 0.9]
+    for of in ("model", "last_frame"):
+        assert np.shape(scores[of]["fss_5"]) == (2,)
+        assert np.shape(scores[of]["csi_by_lead_time"]) == (2, 3)  # of three frames
+    assert scores["last_frame"]["pod"][0] > 0
     assert len(list((tmp_path / "pictures").iterdir())) == 4
     assert main(["validate", "-c", config, "--ckpt_path", "last"]) == 0
 
@@ -360,6 +371,8 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
         (["test", *PRETRAINED, "--num_forecasts", "0"], 1, "num_forecasts must be >= 1, got 0"),
+        (["test", *PRETRAINED, "--thresholds", "[35]"], 1, "thresholds must be above 0 and at mo"),
+        (["test", *PRETRAINED, "--thresholds", "[0.5]", "--fss_windows", "[4]"], 1, "odd sides"),
         (["test", *PRETRAINED, "--save_forecasts", "small.yaml/x"], 1, "small.yaml: Not a dir"),
         (["fit", "-c", "small.yaml", "--data.root", "null"], 1, "data.root must not be null"),
         (["fit", "-c", "small.yaml", "--trainer.devices", "-3"], 1, "devices"),

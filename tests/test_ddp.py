@@ -147,16 +147,21 @@ def test_two_processes_train_and_test_as_one_with_the_same_global_batch(start, t
         assert len(two) == count
         assert two == pytest.approx(one, rel=1e-5), name  # gradients are added in another order
 
-    metrics = []
+    metrics, scores = [], []
     for words in ([], ONE):  # the same weights
         test = ["test", "-c", "small.yaml", "--ckpt_path", "two/checkpoints/last.ckpt"]
+        test += ["--thresholds", "[0.3]"]
         finish(start(*test, "--run_dir", f"test{len(words)}", *words))
+        text = (tmp_path / f"test{len(words)}" / "test" / "nowcasting.json").read_text()
+        scores.append(yaml.safe_load(text))
         text = (tmp_path / f"test{len(words)}" / "test" / "metrics.json").read_text()
         metrics.append(yaml.safe_load(text))
     assert metrics[0].keys() == metrics[1].keys() == {"model", "last_frame"}
     for of in metrics[0]:
         for name, value in metrics[0][of].items():
             assert value == pytest.approx(metrics[1][of][name], rel=1e-6), name
+        for name, (total,) in ((n, v) for n, v in scores[0][of].items() if "_by_" not in n):
+            assert total == pytest.approx(scores[1][of][name][0], rel=1e-6), name
 
 
 @pytest.mark.parametrize("die", ["1 3 raise", "1 3 kill", "0 3 kill"])

@@ -4,6 +4,7 @@ from convlstm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, b
 from convlstm.callbacks.forecasts import ForecastWriter
 from convlstm.callbacks.guard import GradientGuard, NonFinite
 from convlstm.callbacks.interruption import Interruption, TrainingStopped
+from convlstm.callbacks.nowcasting import NowcastingReport
 from convlstm.callbacks.processor import Processor
 from convlstm.callbacks.progress import ProgressBar
 from convlstm.callbacks.record import RunRecord
@@ -18,6 +19,7 @@ __all__ = [
     "Interruption",
     "LastCheckpoint",
     "NonFinite",
+    "NowcastingReport",
     "Processor",
     "ProgressBar",
     "RunRecord",

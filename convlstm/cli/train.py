@@ -30,6 +30,7 @@ from convlstm.callbacks import (
     Interruption,
     LastCheckpoint,
     NonFinite,
+    NowcastingReport,
     Processor,
     ProgressBar,
     RunRecord,
@@ -221,6 +222,19 @@ class VideoCLI(LightningCLI):
                 default=16,
                 help="For how many clips --save_forecasts writes pictures.",
             )
+            parser.add_argument(
+                "--thresholds",
+                type=list[float],
+                default=[],
+                help="Pixel values, above 0 and at most 1, from which on something happens, such "
+                "as rain: how well that is forecast (CSI, POD, FAR, HSS, FSS), such as [0.3,0.5].",
+            )
+            parser.add_argument(
+                "--fss_windows",
+                type=list[int],
+                default=[5, 17],
+                help="Sides of the windows of the FSS in pixels, odd.",
+            )
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -291,6 +305,9 @@ class VideoCLI(LightningCLI):
             weights = config.pretrained
             folder = "test" if weights is None else f"test-{Path(weights).stem}"
             callbacks.append(TestReport(self.run_dir / folder))
+            if config.thresholds:
+                scores = config.thresholds, config.fss_windows
+                callbacks.append(NowcastingReport(self.run_dir / folder, *scores))
             if config.save_forecasts is not None:
                 pictures = Path(config.save_forecasts)
                 callbacks.append(ForecastWriter(pictures, config.num_forecasts))
