@@ -45,23 +45,30 @@ class NowcastingScores(Metric):
 
     def __init__(self, thresholds: Sequence[float], windows: Sequence[int] = ()) -> None:
         super().__init__()
+        thresholds, windows = tuple(thresholds), tuple(windows)
         if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
             raise ValueError(
                 f"thresholds must be above 0 and at most 1, at least one, got {list(thresholds)}"
             )
-        if not all(window >= 1 and window % 2 for window in windows):
-            raise ValueError(f"windows must have odd sides, got {list(windows)}")
-        self.thresholds = tuple(thresholds)
-        self.windows = tuple(windows)
+        if not all(isinstance(n, int) and n >= 1 and n % 2 for n in windows):
+            raise ValueError(f"windows must be odd numbers from 1, got {list(windows)}")
+        self.thresholds = thresholds
+        self.windows = windows
         self.add_state("counts", default=[], dist_reduce_fx="cat")
         self.add_state("fractions", default=[], dist_reduce_fx="cat")
 
     def update(self, forecast: Tensor, truth: Tensor) -> None:
-        """Adds a batch of forecasts, each (B, T, C, H, W); T must not change between batches.
+        """Adds a batch of forecasts.
+
+        Args:
+            forecast: (B, T, C, H, W), floats; T must not change between batches.
+            truth: The same shape, floats in [0, 1].
 
         Raises:
-            ValueError: The shapes differ.
+            ValueError: The shapes differ, or the pixels are integers.
         """
+        if not (forecast.is_floating_point() and truth.is_floating_point()):
+            raise ValueError(f"expected floats, got {forecast.dtype} and {truth.dtype}")
         if forecast.shape != truth.shape or forecast.ndim != 5:
             raise ValueError(
                 f"forecast and truth must both be (B, T, C, H, W), got {tuple(forecast.shape)} and "

@@ -57,8 +57,9 @@ class ClipDataModule(VideoDataModule):
         axes: What the axes of .npy and .npz files are, such as "HWT"; None where they are plain.
         array: The name of the array in .npz files that have several.
         augment: What is done to training windows at random, anew in each epoch, for few clips:
-            "hflip" and "vflip" mirror them left to right and upside down, "rotate90" turns them by
-            quarters (of square frames), "reverse" plays them backwards.
+            "hflip" and "vflip" mirror every second one left to right and upside down, "reverse"
+            plays every second one backwards, "rotate90" turns them by quarters, which takes square
+            frames.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -116,6 +117,8 @@ class ClipDataModule(VideoDataModule):
             )
         if split_by not in ("clip", "time"):
             raise ValueError(f"split_by is {split_by!r}: must be clip or time")
+        if not isinstance(augment, list):
+            raise ValueError(f"augment is {augment!r}: must be a list")
         if unknown := [name for name in augment if name not in AUGMENTATIONS]:
             raise ValueError(
                 f"augment has {', '.join(map(repr, unknown))}: must be a list of "
@@ -135,7 +138,7 @@ class ClipDataModule(VideoDataModule):
         self.cache = FrameCache(cache_mib * 2**20)
         self.axes = axes
         self.array = array
-        self.augment = augment
+        self.augment = list(augment)
         self.train_set: ClipWindows | None = None
         self.val_set: ClipWindows | None = None
         self.test_set: ClipWindows | None = None
@@ -221,7 +224,7 @@ class ClipDataModule(VideoDataModule):
         if state and self.train_set is not None:
             parts = [[p.name, p.frames.start, p.frames.stop] for p in self.train_set.parts]
             windows = [parts, self.stride, self.train_set.span, self.frame_step]
-            text = json.dumps([*windows, sorted(self.augment)] if self.augment else windows)
+            text = json.dumps([*windows, sorted(set(self.augment))] if self.augment else windows)
             state["clips"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         return state
 

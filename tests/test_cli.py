@@ -64,6 +64,8 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
         assert np.shape(scores[of]["fss_5"]) == (2,)
         assert np.shape(scores[of]["csi_by_lead_time"]) == (2, 3)  # of three frames
     assert scores["last_frame"]["pod"][0] > 0
+    assert main(["test", "-c", "runs/small/config.yaml"]) == 0
+    assert {p.name for p in (run / "test").iterdir()} == files - {"nowcasting.json"}
     assert len(list((tmp_path / "pictures").iterdir())) == 4
     assert main(["validate", "-c", config, "--ckpt_path", "last"]) == 0
 
@@ -372,7 +374,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
         (["test", *PRETRAINED, "--num_forecasts", "0"], 1, "num_forecasts must be >= 1, got 0"),
         (["test", *PRETRAINED, "--thresholds", "[35]"], 1, "thresholds must be above 0 and at mo"),
-        (["test", *PRETRAINED, "--thresholds", "[0.5]", "--fss_windows", "[4]"], 1, "odd sides"),
+        (["test", *PRETRAINED, "--thresholds", "[0.5]", "--fss_windows", "[4]"], 1, "odd numbers"),
         (["test", *PRETRAINED, "--save_forecasts", "small.yaml/x"], 1, "small.yaml: Not a dir"),
         (["fit", "-c", "small.yaml", "--data.root", "null"], 1, "data.root must not be null"),
         (["fit", "-c", "small.yaml", "--trainer.devices", "-3"], 1, "devices"),

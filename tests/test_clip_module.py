@@ -191,6 +191,11 @@ def test_folder_that_is_missing_or_empty_is_named(tmp_path):
         ("cache_mib", -1, "cache_mib is -1: must be 0 or more"),
         (
             "augment",
+            "hflip",
+            "augment is 'hflip': must be a list",
+        ),
+        (
+            "augment",
             ["hflip", "zoom"],
             "augment has 'zoom': must be a list of hflip, vflip, rotate90",
         ),

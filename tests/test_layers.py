@@ -340,6 +340,11 @@ def test_weights_drawn_anew_are_those_of_a_new_layer(kind):
     torch.manual_seed(2)
     layer.reset_parameters()
     assert not torch.equal(layer.weight_hh_l1, new["weight_hh_l1"])
+    torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l1")
+    torch.manual_seed(1)
+    layer.reset_parameters()
+    assert torch.allclose(layer.weight_hh_l1, new["weight_hh_l1"])
+    assert torch.equal(layer.weight_ih_l1, new["weight_ih_l1"])
 
 
 def test_dropout_acts_between_layers_in_training_only():

@@ -102,13 +102,20 @@ def test_where_nothing_happens_there_is_no_score():
         ([0.0], [], r"thresholds must be .* got \[0.0\]"),
         ([0.5, float("nan")], [], r"thresholds must be .* got \[0.5, nan\]"),
         ([35], [], r"thresholds must be .* at most 1, at least one, got \[35\]"),
-        ([0.5], [4], r"windows must have odd sides, got \[4\]"),
-        ([0.5], [-1], r"windows must have odd sides, got \[-1\]"),
+        ([0.5], [4], r"windows must be odd numbers from 1, got \[4\]"),
+        ([0.5], [-1], r"windows must be odd numbers from 1, got \[-1\]"),
+        ([0.5], [3.0], r"windows must be odd numbers from 1, got \[3.0\]"),
     ],
 )
 def test_what_is_out_of_range_is_named(thresholds, windows, message):
     with pytest.raises(ValueError, match=message):
         NowcastingScores(thresholds, windows)
+
+
+def test_integer_pixels_raise():
+    frames = torch.zeros(1, 2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"expected floats, got torch\.float32 and torch\.uint8"):
+        NowcastingScores([0.5]).update(frames, frames.byte())
 
 
 def test_other_shapes_raise():

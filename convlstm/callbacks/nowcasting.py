@@ -19,7 +19,7 @@ from convlstm.pixels import to_unit
 LABELS = {"csi": "CSI", "pod": "POD", "far": "FAR", "hss": "HSS"}
 CAPTION = (
     "Events are pixels at or above the threshold. FAR is the better the smaller, the others the "
-    "larger; FSS n is of windows of n by n pixels."
+    "larger; FSS n is of windows of n by n pixels. nan: there was no event to score."
 )
 
 

@@ -52,6 +52,7 @@ class TestReport(Callback):
         if entropy is not None:
             console.print(f"Cross-entropy of a sequence: {entropy:.2f} nats")
             model["cross_entropy"] = entropy
+        (self.directory / "nowcasting.json").unlink(missing_ok=True)  # of an earlier test
         write_metrics(self.directory / "metrics.json", model, baseline)
         plot_lead_times(self.directory / "lead_time.png", model, baseline)
         console.print(f"Metrics and the lead-time curve: {self.directory}")

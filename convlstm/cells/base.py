@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
 
@@ -56,6 +57,17 @@ def recurrence_parameters(
     return {name: nn.Parameter(value) for name, value in parameters.items()}
 
 
+@torch.no_grad()
+def redraw(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Gives parameters of a module, by name, new values; also those that are parametrized."""
+    plain = {n: module.get_parameter(n) for n in parameters if not is_parametrized(module, n)}
+    for name, value in parameters.items():
+        if name in plain:
+            plain[name].copy_(value)
+        else:
+            setattr(module, name, value.to(getattr(module, name)))
+
+
 class ConvCell(nn.Module):
     """Base of the cells: holds the parameters and convolves the input.
 
@@ -83,11 +95,9 @@ class ConvCell(nn.Module):
         for name in names:
             self.register_parameter(name, parameters.get(name))
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws all weights anew, as when the cell was built."""
-        for name, parameter in self._new_parameters(self.input_size).items():
-            self.get_parameter(name).copy_(parameter)
+        redraw(self, self._new_parameters(self.input_size))
 
     def extra_repr(self) -> str:
         """What `print(cell)` shows between the brackets."""

@@ -226,14 +226,15 @@ class VideoCLI(LightningCLI):
                 "--thresholds",
                 type=list[float],
                 default=[],
-                help="Pixel values, above 0 and at most 1, from which on something happens, such "
-                "as rain: how well that is forecast (CSI, POD, FAR, HSS, FSS), such as [0.3,0.5].",
+                help="For nowcasting: pixels at or above these values are events, such as rain; "
+                "adds their CSI, POD, FAR, HSS and FSS. Above 0, at most 1, such as [0.3,0.5].",
             )
             parser.add_argument(
                 "--fss_windows",
                 type=list[int],
                 default=[5, 17],
-                help="Sides of the windows of the FSS in pixels, odd.",
+                help="With --thresholds: sides in pixels, odd, of the windows of the fractions "
+                "skill score (FSS).",
             )
         return parser
 

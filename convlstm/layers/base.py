@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convlstm.cells.base import NewParameters
+from convlstm.cells.base import NewParameters, redraw
 from convlstm.sequence.common import autocasts
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
@@ -59,10 +59,8 @@ class ConvRecurrence(nn.Module, ABC):
         self.checkpoint_every = checkpoint_every
         self.num_directions = 2 if bidirectional else 1
         self._new_parameters = new_parameters
-        for layer in range(num_layers):
-            for direction in range(self.num_directions):
-                for name, parameter in new_parameters(self._input_size(layer)).items():
-                    self.register_parameter(name + _suffix(layer, direction), parameter)
+        for name, parameter in self._all_new_parameters().items():
+            self.register_parameter(name, parameter)
 
     @abstractmethod
     def _sequence(
@@ -80,13 +78,9 @@ class ConvRecurrence(nn.Module, ABC):
             parts may be missing unless `every_state`), and the last state.
         """
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws all weights anew, as when the layer was built."""
-        for layer in range(self.num_layers):
-            for direction in range(self.num_directions):
-                for name, parameter in self._new_parameters(self._input_size(layer)).items():
-                    self.get_parameter(name + _suffix(layer, direction)).copy_(parameter)
+        redraw(self, self._all_new_parameters())
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows between the brackets."""
@@ -104,6 +98,15 @@ class ConvRecurrence(nn.Module, ABC):
             if getattr(self, name) != default:
                 told.append(f"{name}={getattr(self, name)}")
         return ", ".join(told)
+
+    def _all_new_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of every layer and direction, by their names in the module."""
+        return {
+            name + _suffix(layer, direction): parameter
+            for layer in range(self.num_layers)
+            for direction in range(self.num_directions)
+            for name, parameter in self._new_parameters(self._input_size(layer)).items()
+        }
 
     def _input_size(self, layer: int) -> int:
         return self.input_size if layer == 0 else self.hidden_size * self.num_directions
