@@ -65,7 +65,7 @@ def redraw(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         if name in plain:
             plain[name].copy_(value)
         else:
-            setattr(module, name, value.to(getattr(module, name)))
+            setattr(module, name, value.detach().to(getattr(module, name)))
 
 
 class ConvCell(nn.Module):
