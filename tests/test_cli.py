@@ -373,6 +373,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),
         (["test", "-c", "small.yaml", "--ckpt_path", "small.yaml"], 1, "no checkpoint, or a trunc"),
         (["test", *PRETRAINED, "--num_forecasts", "0"], 1, "num_forecasts must be >= 1, got 0"),
+        (["test", *PRETRAINED, "--fss_windows", "[3]"], 1, "--fss_windows is for the scores of"),
         (["test", *PRETRAINED, "--thresholds", "[35]"], 1, "thresholds must be above 0 and at mo"),
         (["test", *PRETRAINED, "--thresholds", "[0.5]", "--fss_windows", "[4]"], 1, "odd numbers"),
         (["test", *PRETRAINED, "--save_forecasts", "small.yaml/x"], 1, "small.yaml: Not a dir"),

@@ -16,7 +16,6 @@ from convlstm.files import replacing
 from convlstm.nowcasting import NowcastingScores
 from convlstm.pixels import to_unit
 
-LABELS = {"csi": "CSI", "pod": "POD", "far": "FAR", "hss": "HSS"}
 CAPTION = (
     "Events are pixels at or above the threshold. FAR is the better the smaller, the others the "
     "larger; FSS n is of windows of n by n pixels. nan: there was no event to score."
@@ -92,7 +91,7 @@ def scores_table(
         table.add_column(f"+{row}" if row else "all", justify="right")
     for k, threshold in enumerate(thresholds):
         for i, name in enumerate(model):
-            label = LABELS.get(name, name.upper().replace("_", " "))
+            label = name.upper().replace("_", " ")
             for by, values in (("the model", model), ("the last frame", baseline)):
                 first = by == "the model"
                 cells = [f"{threshold:g}" if first and i == 0 else "", label if first else "", by]

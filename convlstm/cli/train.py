@@ -70,6 +70,7 @@ SILENCED = (
     "(?s).*JSONARGPARSE_DEPRECATION_WARNINGS",  # and this
 )
 
+FSS_WINDOWS = [5, 17]  # pixels
 OUT_OF_MEMORY = (
     "the memory does not suffice: lower --data.batch_size (and raise "
     "--trainer.accumulate_grad_batches as much, which keeps the result), choose "
@@ -232,7 +233,7 @@ class VideoCLI(LightningCLI):
             parser.add_argument(
                 "--fss_windows",
                 type=list[int],
-                default=[5, 17],
+                default=FSS_WINDOWS,
                 help="With --thresholds: sides in pixels, odd, of the windows of the fractions "
                 "skill score (FSS).",
             )
@@ -265,7 +266,7 @@ class VideoCLI(LightningCLI):
             config.ckpt_path = tested_checkpoint(config, self.run_dir, args)
             if self.config.subcommand == "test":
                 check_folder(self.run_dir)
-                _check_pictures(config)
+                _check_extras(config)
 
     def _parse_ckpt_path(self) -> None:
         """Takes the model's options from the checkpoint that is tested, as Lightning does.
@@ -416,8 +417,10 @@ def _refuse_nulls(data: Any) -> None:
             raise ValueError(f"data.{name} must not be null")
 
 
-def _check_pictures(config: Any) -> None:
-    """Refuses, before the test, what would fail after it."""
+def _check_extras(config: Any) -> None:
+    """Refuses, before the test, what would fail after it or do nothing."""
+    if config.fss_windows != FSS_WINDOWS and not config.thresholds:
+        raise ValueError("--fss_windows is for the scores of --thresholds: give these, too")
     if config.num_forecasts < 1:
         raise ValueError(f"--num_forecasts must be >= 1, got {config.num_forecasts}")
     if config.save_forecasts is not None:
