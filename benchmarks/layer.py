@@ -5,7 +5,7 @@
 In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
 a training step (forward, and backward from a given gradient). Columns: this project; this project
 with `checkpoint_every` 5; a textbook cell (concatenate, convolve, split; autograd, channels first);
-Keras on PyTorch, where it is installed (`pip install keras`); the floor: the same convolutions
+the same with channels last; Keras on PyTorch, where it is installed (`pip install keras`); the floor: the same convolutions
 alone, the input's in one call over all steps, channels last, in the same precision. On a CPU peak
 memory is the growth of the largest resident size (`VmHWM`, Linux) of a process of its own over a
 training step; on CUDA it is the allocator's peak. With one thread times are the processor's, which
@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.allocator import keep_freed_memory
 
-OURS, SEGMENTS, TEXTBOOK, KERAS, FLOOR = COLUMNS = (
+OURS, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
     "this project",
     "checkpoint_every",
     "textbook",
+    "textbook, channels last",
     "Keras",
     "floor",
 )
@@ -83,21 +84,24 @@ TINY = Case(2, 1, 4, 3, 4, 2, 3)
 class Textbook(nn.Module):
     """What one finds in tutorials."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, layout: torch.memory_format) -> None:
         super().__init__()
         sizes = [case.channels] + [case.hidden] * (case.layers - 1)
         self.layers = nn.ModuleList(TEXTBOOK_CELLS[case.cell](size, case) for size in sizes)
+        self.layout = layout
+        self.to(memory_format=layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states (B, T, H, h, w) of x (B, T, C, h, w)."""
+        frames = [frame.contiguous(memory_format=self.layout) for frame in x.unbind(1)]
         for layer in self.layers:
             state = None
             outputs = []
-            for t in range(x.shape[1]):
-                h, state = layer(x[:, t], state)
+            for frame in frames:
+                h, state = layer(frame, state)
                 outputs.append(h)
-            x = torch.stack(outputs, dim=1)
-        return x
+            frames = outputs
+        return torch.stack(frames, dim=1)
 
 
 class _TextbookCell(nn.Module):
@@ -228,7 +232,9 @@ def floor_steps(
 def build(case: Case, column: str) -> nn.Module:
     """The network of a column."""
     if column == TEXTBOOK:
-        return Textbook(case)
+        return Textbook(case, torch.contiguous_format)
+    if column == CHANNELS_LAST:
+        return Textbook(case, torch.channels_last)
     if column == KERAS:
         return Keras(case)
     every = EVERY if column == SEGMENTS else 0

@@ -3,9 +3,9 @@
     python benchmarks/recipe.py
 
 Milliseconds of a training step (forward and backward, bfloat16 autocast) and of a forecast of 20
-frames, with the unconditional and the autoregressive forecaster, each as it is and compiled,
-interleaved, medians. On a CPU it is the processor's time of one thread, which hardly depends on
-what else the machine does.
+frames, with the unconditional and the autoregressive forecaster, each as it is and compiled, on CUDA
+also as one CUDA graph, interleaved, medians. On a CPU it is the processor's time of one thread,
+which hardly depends on what else the machine does.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import yaml
 from convlstm import EncoderForecaster, VideoPredictor
 
 CONFIG = Path(__file__).parent.parent / "configs" / "moving_mnist.yaml"
-PLAIN = "as it is"
-MODES = {"cpu": (PLAIN, "default"), "cuda": (PLAIN, "default", "reduce-overhead")}
+PLAIN, GRAPH = "as it is", "one CUDA graph"
+MODES = {"cpu": (PLAIN, "default"), "cuda": (PLAIN, "default", "reduce-overhead", GRAPH)}
 FORECAST = 20  # frames
 
 
@@ -53,6 +53,20 @@ def passes(
     return {"training step": train, "forecast": forecast}
 
 
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """A pass recorded once as a CUDA graph, which then starts all its kernels in one call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is made on first use must not be recorded
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def compilation(batch: int, device: str, repeats: int) -> None:
     """Measures and prints a table, and how far the gradients of compiled networks are off."""
     torch._dynamo.config.recompile_limit = 64  # of a layer's code, which many layers share
@@ -62,7 +76,7 @@ def compilation(batch: int, device: str, repeats: int) -> None:
         torch.compiler.reset()
         models = {mode: network(device, forecaster) for mode in MODES[device]}
         for mode, model in models.items():
-            if mode != PLAIN:
+            if mode not in (PLAIN, GRAPH):
                 model.compile(mode=mode)
         torch.manual_seed(0)
         frames = torch.rand(batch, 20, 1, 64, 64, device=device)
@@ -71,6 +85,8 @@ def compilation(batch: int, device: str, repeats: int) -> None:
             (model(frames[:, :10], 10) - frames[:, 10:]).square().mean().backward()
             gradients[mode] = torch.cat([p.grad.flatten() for p in model.parameters()])
         runs = {mode: passes(model, batch, device) for mode, model in models.items()}
+        if GRAPH in runs:
+            runs[GRAPH] = {name: captured(run) for name, run in runs[GRAPH].items()}
         times = [
             layer.measure({mode: run[name] for mode, run in runs.items()}, repeats, device)
             for name in ("training step", "forecast")

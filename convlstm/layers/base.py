@@ -225,13 +225,13 @@ def _suffix(layer: int, direction: int) -> str:
 
 def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
-    values = torch.as_tensor(lengths, device=x.device)
+    values = torch.as_tensor(lengths)  # checked where they are: a GPU would have to be waited for
     whole = not values.is_floating_point() and values.dtype != torch.bool
     if values.shape != x.shape[1:2] or not whole:
         raise ValueError(f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}")
     if ((values < 1) | (values > len(x))).any():
         raise ValueError(f"lengths must be from 1 to T = {len(x)}, got {values.tolist()}")
-    return values.long()
+    return values.to(x.device, torch.int64)
 
 
 def _end(x: Tensor, lengths: Tensor) -> Tensor:
