@@ -5,12 +5,12 @@
 In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
 a training step (forward, and backward from a given gradient). Columns: this project; this project
 with `checkpoint_every` 5; a textbook cell (concatenate, convolve, split; autograd, channels first);
-the same with channels last; Keras on PyTorch, where it is installed (`pip install keras`); the floor: the same convolutions
-alone, the input's in one call over all steps, channels last, in the same precision. On a CPU peak
-memory is the growth of the largest resident size (`VmHWM`, Linux) of a process of its own over a
-training step; on CUDA it is the allocator's peak. With one thread times are the processor's, which
-hardly depend on what else the machine does; with more, run it on an idle machine: threads that wait
-for each other lose most.
+the same with channels last; Keras on PyTorch, where it is installed (`pip install keras`); the
+floor: the same convolutions alone, the input's in one call over all steps, channels last, in the
+same precision. On a CPU peak memory is the growth of the largest resident size (`VmHWM`, Linux) of
+a process of its own over a training step; on CUDA it is the allocator's peak. With one thread times
+are the processor's, which hardly depend on what else the machine does; with more, run it on an idle
+machine: threads that wait for each other lose most.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/recipe.py
 
 Milliseconds of a training step (forward and backward, bfloat16 autocast) and of a forecast of 20
-frames, with the unconditional and the autoregressive forecaster, each as it is and compiled, on CUDA
-also as one CUDA graph, interleaved, medians. On a CPU it is the processor's time of one thread,
-which hardly depends on what else the machine does.
+frames, with the unconditional and the autoregressive forecaster, each as it is, compiled, and on
+CUDA also as one CUDA graph; interleaved, medians. On a CPU it is the processor's time of one
+thread, which hardly depends on what else the machine does.
 """
 
 import argparse

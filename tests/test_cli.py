@@ -356,12 +356,15 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "wrong.yaml"], 2, "hidden"),
         (["fit", "-c", "number.yaml"], 2, "number.yaml: model must be a mapping of options, got 3"),
         (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),
+        (["fit", "-c", "twice.yaml"], 2, "twice.yaml: line 2: run_dir is there twice"),
+        (["fit", "-c", "empty.yaml"], 2, "must be a mapping of options, got nothing"),
         (["fit", "-c", "small.yaml", "--data.frame_size", "20"], 1, "frame_size is 20"),
         (["fit", "-c", "small.yaml", "--model.hidden_sizes", "[]"], 1, "hidden_sizes"),
         (["fit", "-c", "small.yaml", "--trainer.max_steps", "-1"], 1, "trainer.max_steps"),
         (["fit", "-c", "small.yaml", "--run_dir", "small.yaml/run"], 1, "small.yaml"),
         (["fit", "-c", "small.yaml", "--data.batch_size", "20000"], 1, "20000"),
         (["fit", "-c", "small.yaml", "--trainer.val_check_interval", "0"], 1, "limit_val_batches"),
+        (["fit", "-c", "small.yaml", "--trainer.gradient_clip_val", "-1"], 1, "must be >= 0, got"),
         (["fit", "-c", "small.yaml", "--nonfinite", "ignore"], 2, "nonfinite"),
         (["fit", "-c", "small.yaml", "--resume", "--ckpt_path", "last"], 1, "not both"),
         (
@@ -395,6 +398,10 @@ def test_a_users_mistake_is_one_line_with_the_right_status(
         yaml.safe_dump({**CONFIG, "model": 3}, file)
     with open("broken.yaml", "w") as file:  # noqa: PTH123
         file.write("model: [1, 2")
+    with open("twice.yaml", "w") as file:  # noqa: PTH123
+        file.write("run_dir: a\nrun_dir: b\n" + yaml.safe_dump(CONFIG))
+    with open("empty.yaml", "w"):  # noqa: PTH123
+        pass
     before = files(tmp_path)
     assert named in fails(capsys, status, *words)
     # Lightning opens its log before it looks at the loaders.

@@ -40,6 +40,7 @@ from convlstm.callbacks import (
     ValidationWatch,
     best_checkpoint,
 )
+from convlstm.cli.configuration import find_mistake
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
@@ -244,11 +245,9 @@ class VideoCLI(LightningCLI):
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
         for path in config.config or []:
-            content = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
-            for key in {"model", "trainer"} & content.keys():
-                if not isinstance(content[key], dict):  # which jsonargparse lets pass
-                    text = f"must be a mapping of options, got {content[key]}"
-                    parser.error(f"{path}: {key} {text}")
+            mistake = find_mistake(Path(str(path)).read_text(encoding="utf-8"))
+            if mistake is not None:
+                parser.error(f"{path}: {mistake}")
         _refuse_nulls(config.data)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         config.run_dir = str(self.run_dir)
@@ -258,6 +257,9 @@ class VideoCLI(LightningCLI):
                 "trainer.val_check_interval must be above 0, got 0: to train without validations, "
                 "set trainer.limit_val_batches to 0"
             )
+        if (config.trainer.gradient_clip_val or 0) < 0:  # it would turn each step around
+            value = config.trainer.gradient_clip_val
+            raise ValueError(f"trainer.gradient_clip_val must be >= 0, got {value}")
         if self.config.subcommand == "fit":
             if config.model.schedule == "onecycle" and config.trainer.max_steps < 1:
                 raise ValueError(ENDLESS)  # before there are logs
