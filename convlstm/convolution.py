@@ -81,7 +81,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: int) -> Tensor:
     """One of the two gradients; that of x is the padded frame's for an even kernel."""
     height, width = weight.shape[-2:]
     odd = height % 2 == 1 and width % 2 == 1
-    gradients = torch.ops.aten.convolution_backward(
+    gradients = torch.ops.aten.convolution_backward.default(
         grad,
         x if odd else _pad(x, height, width),
         weight,

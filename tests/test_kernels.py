@@ -1,7 +1,6 @@
 """The Triton kernels against plain PyTorch: on CUDA where there is some, else interpreted."""
 
 import importlib.util
-import threading
 from unittest import mock
 
 import pytest
@@ -106,11 +105,31 @@ def test_an_empty_batch_gives_an_empty_result(kind, lengths):
 
 
 def test_another_default_device_is_not_the_gates(monkeypatch):
-    monkeypatch.setattr(plain, "_threads", threading.local())
+    monkeypatch.setattr(plain, "_memory", plain._Memory())
     layer, x = ConvLSTM(2, 3), torch.randn(2, 3, 2, 3, 5)
     with torch.device("meta"), torch.no_grad():
         output, _ = layer(x)
     assert torch.equal(output, layer(x)[0])
+
+
+def test_any_number_of_shapes_in_turn_takes_bounded_memory(monkeypatch):
+    monkeypatch.setattr(plain, "_memory", plain._Memory())
+    monkeypatch.setattr(plain, "SHAPES", 3)
+    layer = ConvLSTM(2, 3)
+    sizes = [2, 9, 4, 3, 9, 5, 2, 8, 7, 6]
+    clips = [torch.randn(1, 3, 2, size, size) for size in sizes]
+    outputs = [layer(clip)[0] for clip in clips]  # each with a graph that outlives the next
+    assert len(plain._memory.tiles) <= 3
+    for clip, output in zip(clips, outputs, strict=True):
+        monkeypatch.setattr(plain, "_memory", plain._Memory())
+        alone = layer(clip)[0]
+        assert torch.equal(output, alone)
+        for one, other in zip(
+            torch.autograd.grad(output.sum(), layer.parameters()),
+            torch.autograd.grad(alone.sum(), layer.parameters()),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
 
 
 def compare(kind, options, with_state, dtype, tolerance):
@@ -219,7 +238,7 @@ def test_the_environment_chooses_and_the_context_overrules_it(triton, monkeypatc
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_training_goes_on_after_inference_in_the_same_memory(kind, monkeypatch):
-    monkeypatch.setattr(plain, "_threads", threading.local())
+    monkeypatch.setattr(plain, "_memory", plain._Memory())
     layer = LAYERS[kind](2, 3)
     x = torch.randn(2, 3, 2, 3, 5)
     with torch.inference_mode():

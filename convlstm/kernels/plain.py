@@ -8,46 +8,68 @@ kept as s = σ(-2x), of which g = tanh(x) is 1 - 2s, so that all its gates take 
 
 import functools
 import threading
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+Planes = tuple[int, ...]  # of each group
+
 aten = torch.ops.aten
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
 BLOCK = 16384  # values of one gate that lie together in a plane
+SHAPES = 64  # of which tiles are kept
 
-_threads = threading.local()
+
+class _Memory(threading.local):
+    """What a thread works on, again and again: new pages at every step would cost much."""
+
+    def __init__(self) -> None:
+        self.planes: dict[torch.dtype, Tensor] = {}
+        self.tiles: dict[object, list[_Tile]] = {}  # of that memory
+
+
+_memory = _Memory()
 
 
 class _Tile:
-    """Some rows, and memory to work on them.
+    """Some rows, and planes to work on.
 
     Rows (N, channels) are cut into (blocks, n, channels), and a plane is (blocks, n, H). In memory
     the planes of a block follow each other, so that threads, each with blocks of its own, leave
     values where they are from pass to pass.
+
+    Attributes:
+        planes: Each plane.
+        groups: The same memory in groups of planes (k, blocks, n, H); a plane alone where k is 1.
     """
 
-    def __init__(self, start: int, stop: int, block: int, hidden: int, memory: Tensor) -> None:
-        self._start, self._stop = start, stop
-        self._shape = (stop - start) // block, block, hidden
-        blocks, n, _ = self._shape
-        self.planes = memory.view(blocks, -1, n, hidden).transpose(0, 1)
+    def __init__(
+        self, rows: slice | None, shape: tuple[int, int, int], groups: Planes, memory: Tensor
+    ) -> None:
+        self._rows = rows  # None for all
+        self._shape = shape
+        blocks, n, hidden = shape
+        memory = memory.view(blocks, -1, n, hidden).transpose(0, 1)
+        self.planes = memory.unbind(0)
+        self.groups = [part[0] if len(part) == 1 else part for part in memory.split(groups)]
 
     def rows(self, matrix: Tensor) -> Tensor:
         """(N, C) → (blocks, n, C)."""
         blocks, n, _ = self._shape
-        return matrix[self._start : self._stop].view(blocks, n, -1)
+        return self._here(matrix).view(blocks, n, -1)
 
     def beside(self, matrix: Tensor) -> Tensor:
         """Gates side by side in each row (N, k·H), as convolutions see them → (k, blocks, n, H)."""
         blocks, n, hidden = self._shape
-        return matrix[self._start : self._stop].view(blocks, n, -1, hidden).permute(2, 0, 1, 3)
+        return self._here(matrix).view(blocks, n, -1, hidden).permute(2, 0, 1, 3)
 
     def planar(self, matrix: Tensor) -> Tensor:
         """The same memory, (N, k·H), as k planes: (k, blocks, n, H)."""
         blocks, n, hidden = self._shape
-        return matrix[self._start : self._stop].view(blocks, -1, n, hidden).transpose(0, 1)
+        return self._here(matrix).view(blocks, -1, n, hidden).transpose(0, 1)
+
+    def _here(self, matrix: Tensor) -> Tensor:
+        return matrix if self._rows is None else matrix[self._rows]
 
 
 def lstm_forward(
@@ -71,26 +93,29 @@ def lstm_forward(
         new: The new cell state (N, H) is written here, exact; may be the memory of c.
         h: The new hidden state (N, H) is written here.
     """
-    for tile in _tiles(new, 5):
-        sums, out = tile.planes[:4], tile.planes[4]
+    for tile in _tiles(new, (4, 1)):
+        sums, out = tile.groups
+        sum_i, sum_f, sum_g, sum_o, _ = tile.planes
         _sum(tile.beside(from_x), None if from_h is None else tile.beside(from_h), out=sums)
-        sums[2].mul_(-2)
-        before, new_here = None if c is None else tile.rows(c), tile.rows(new)
+        sum_g.mul_(-2)
+        before, new_here = _rows(tile, c), tile.rows(new)
         peepholes = _peepholes(peephole, tile)
         if before is not None and peepholes is not None:
-            sums[0].addcmul_(peepholes[0], before)
-            sums[1].addcmul_(peepholes[1], before)
+            sum_i.addcmul_(peepholes[0], before)
+            sum_f.addcmul_(peepholes[1], before)
         kept = None if gates is None else tile.planar(gates)
         values = _exactly(kept, sums)
-        now = 4 if peepholes is None else 3  # through a peephole o sees the new cell state
-        torch.sigmoid(sums[:now], out=values[:now])
-        i, f, s, o = values  # g = 1 - 2s
+        if peepholes is None:
+            torch.sigmoid(sums, out=values)
+        else:  # through which o sees the new cell state
+            torch.sigmoid(sums[:3], out=values[:3])
+        i, f, s, o = values.unbind(0)  # g = 1 - 2s
         if before is None:
             torch.addcmul(i, i, s, value=-2, out=new_here)
         else:
             torch.addcmul(i, f, before, out=new_here).addcmul_(i, s, value=-2)
         if peepholes is not None:
-            torch.sigmoid(sums[3].addcmul_(peepholes[2], new_here), out=o)
+            torch.sigmoid(sum_o.addcmul_(peepholes[2], new_here), out=o)
         _store(values, kept)
         h_here = tile.rows(h)
         torch.mul(new_here, -2, out=out).sigmoid_()  # tanh(c) = 1 - 2σ(-2c)
@@ -118,10 +143,13 @@ def lstm_backward(
         d_c: Gradient of the new cell state (N, H), exact; overwritten by that of c.
     """
     zero = new.new_zeros(())
-    for tile in _tiles(new, 7 if gates.dtype == new.dtype else 11):
-        d_gates, (t, d_h, d_new), loaded = tile.planes[:4], tile.planes[4:7], tile.planes[7:]
-        d_i, d_f, d_g, d_o = d_gates
-        i, f, s, o = values = _load(tile.planar(gates), loaded)
+    for tile in _tiles(new, (4, 1, 1, 1) if gates.dtype == new.dtype else (4, 1, 1, 1, 4)):
+        d_gates, t, d_h, d_new, *loaded = tile.groups
+        d_i, d_f, d_g, d_o, *_ = tile.planes
+        values = tile.planar(gates)
+        if loaded:
+            values = loaded[0].copy_(values)
+        i, f, s, o = values.unbind(0)
         d_c_here = tile.rows(d_c)
         _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
         torch.mul(tile.rows(new), -2, out=t).sigmoid_()
@@ -131,11 +159,11 @@ def lstm_backward(
         torch.add(d_c_here, d_new, alpha=4, out=d_new)
         torch.addcmul(d_h, d_h, t, value=-2, out=d_o)
         peepholes = _peepholes(peephole, tile)
-        left = 4
+        to_do, of = d_gates, values
         if peepholes is not None:
             aten.sigmoid_backward.grad_input(d_o, o, grad_input=d_o)
             d_new.addcmul_(d_o, peepholes[2])
-            left = 3
+            to_do, of = d_gates[:3], values[:3]
         torch.mul(d_new, f, out=d_c_here)
         torch.addcmul(d_new, d_new, s, value=-2, out=d_i)
         torch.addcmul(zero, d_new, i, value=4, out=d_g)
@@ -143,7 +171,7 @@ def lstm_backward(
             d_f.zero_()
         else:
             torch.mul(d_new, tile.rows(c), out=d_f)
-        aten.sigmoid_backward.grad_input(d_gates[:left], values[:left], grad_input=d_gates[:left])
+        aten.sigmoid_backward.grad_input(to_do, of, grad_input=to_do)
         if c is not None and peepholes is not None:
             d_c_here.addcmul_(d_i, peepholes[0]).addcmul_(d_f, peepholes[1])
         tile.beside(gates).copy_(d_gates)
@@ -170,8 +198,8 @@ def gru_forward(
         candidate: What r multiplies (N, H) is written here; None likewise.
         new: The new hidden state (N, H) is written here.
     """
-    for tile in _tiles(new, 5, exact(new)):
-        sums, (plane, out) = tile.planes[:3], tile.planes[3:]
+    for tile in _tiles(new, (3, 1, 1), exact(new)):
+        sums, plane, out = tile.groups
         candidate_here, new_here = _rows(tile, candidate), tile.rows(new)
         q = _exactly(candidate_here, plane)
         from_x_here = tile.beside(from_x)
@@ -187,7 +215,8 @@ def gru_forward(
             q.add_(bias)
         _store(q, candidate_here)
         kept = None if gates is None else tile.planar(gates)
-        r, z, n = values = _exactly(kept, sums)
+        values = _exactly(kept, sums)
+        r, z, n = values.unbind(0)
         torch.sigmoid(sums[:2], out=values[:2])
         tanh(sums[2].addcmul_(r, q), out=n)
         _store(values, kept)
@@ -220,10 +249,10 @@ def gru_backward(
             past this step's.
         d_hidden: The gradient of what came from the hidden convolution (N, 3H) is written here.
     """
-    for tile in _tiles(d_h, 6):
-        d_gates, (plane, d_new, product) = tile.planes[:3], tile.planes[3:]
-        d_r, d_z, d_n = d_gates
-        r, z, n = _load(tile.planar(gates), d_gates)
+    for tile in _tiles(d_h, (3, 1, 1, 1)):
+        d_gates, plane, d_new, product = tile.groups
+        d_r, d_z, d_n, *_ = tile.planes
+        r, z, n = _load(tile.planar(gates), d_gates).unbind(0)
         d_h_here = tile.rows(d_h)
         _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_new)
         d_new.add_(d_h_here)
@@ -248,7 +277,7 @@ def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
         from_h: What the hidden convolution adds to it (N, H), or None.
         h: The new hidden state (N, H) is written here.
     """
-    for tile in _tiles(h, 1, exact(h)):
+    for tile in _tiles(h, (1,), exact(h)):
         h_here = tile.rows(h)
         out = _exactly(h_here, tile.planes[0])
         _sum(tile.rows(from_x), _rows(tile, from_h), out=out)
@@ -266,7 +295,7 @@ def rnn_backward(
         d_through: Its gradient through the next step (N, H), or None for zero.
         d_gates: The gradient of what went into the activation (N, H) is written here.
     """
-    for tile in _tiles(h, 2, exact(h)):
+    for tile in _tiles(h, (1, 1), exact(h)):
         d_h, plane = tile.planes
         d_here = tile.rows(d_gates)
         _sum(_rows(tile, d_output), _rows(tile, d_through), out=d_h)
@@ -291,26 +320,44 @@ def tanh(x: Tensor, out: Tensor) -> Tensor:
     return torch.tanh(x, out=out)
 
 
-def _tiles(like: Tensor, planes: int, dtype: torch.dtype | None = None) -> Iterator[_Tile]:
-    """All rows of `like` (N, H) in tiles with so many planes, of its dtype or another.
+def _tiles(like: Tensor, groups: Planes, dtype: torch.dtype | None = None) -> list[_Tile]:
+    """All rows of `like` (N, H) in tiles with such groups of planes, of its dtype or another.
 
-    Where blocks begin hangs on N and H alone: the backward pass finds the planes that the forward
-    pass has left even with other threads.
+    On a CPU they are made once for all steps of a sequence. Where blocks begin hangs on N and H
+    alone: the backward pass finds the planes that the forward pass has left even with other
+    threads.
     """
     count, hidden = like.shape
     if count == 0:
-        return
-    cpu = like.device.type == "cpu"
-    block = _block(count, hidden, BLOCK) if cpu else count
-    rest = count % block
-    size = count - rest
-    if cpu:
-        size = min(size, max(1, TILE // hidden // block) * block * torch.get_num_threads())
-    memory = _scratch(like, planes * size * hidden, dtype or like.dtype)
-    bounds = [(start, min(start + size, count - rest)) for start in range(0, count - rest, size)]
-    for start, stop in [*bounds, (count - rest, count)] if rest else bounds:
-        used = memory[: planes * (stop - start) * hidden]
-        yield _Tile(start, stop, min(block, stop - start), hidden, used)
+        return []
+    dtype = dtype or like.dtype
+    if like.device.type != "cpu" or type(like) is not torch.Tensor:
+        memory = like.new_empty(sum(groups) * count * hidden, dtype=dtype)
+        return [_Tile(None, (1, count, hidden), groups, memory)]
+    threads = torch.get_num_threads()
+    key = count, hidden, groups, dtype, threads
+    tiles = _memory.tiles.get(key)
+    if tiles is None:
+        with torch.inference_mode(False):  # or training could not write to them later
+            tiles = _cut(count, hidden, groups, dtype, threads)
+        _memory.tiles[key] = tiles
+    return tiles
+
+
+def _cut(count: int, hidden: int, groups: Planes, dtype: torch.dtype, threads: int) -> list[_Tile]:
+    """Tiles in the caches of so many threads, all on the same memory."""
+    block = _block(count, hidden, BLOCK)
+    whole = count - count % block
+    size = min(whole, max(1, TILE // hidden // block) * block * threads)
+    starts = [*range(0, whole, size), *range(whole, count, block)]
+    memory = _scratch(sum(groups) * size * hidden, dtype)
+    tiles = []
+    for start, stop in zip(starts, [*starts[1:], count], strict=True):
+        rows = None if stop - start == count else slice(start, stop)
+        n = min(block, stop - start)
+        used = memory[: sum(groups) * (stop - start) * hidden]
+        tiles.append(_Tile(rows, ((stop - start) // n, n, hidden), groups, used))
+    return tiles
 
 
 @functools.cache
@@ -323,20 +370,14 @@ def _block(count: int, hidden: int, values: int) -> int:
     return min(count, max(1, values // hidden))
 
 
-def _scratch(like: Tensor, values: int, dtype: torch.dtype) -> Tensor:
-    """Memory for intermediate values.
-
-    On a CPU each thread uses its own again and again: fresh pages at every step would cost as much
-    as the arithmetic.
-    """
-    if like.device.type != "cpu" or type(like) is not torch.Tensor:
-        return like.new_empty(values, dtype=dtype)
-    memory: Tensor | None = getattr(_threads, str(dtype), None)
-    if memory is None or len(memory) < values:
-        with torch.inference_mode(False):  # or training could not write to it later
-            memory = torch.empty(values, dtype=dtype, device=like.device)
-        setattr(_threads, str(dtype), memory)
-    return memory[:values]
+def _scratch(values: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many intermediate values."""
+    memory = _memory.planes.get(dtype)
+    if memory is None or len(memory) < values or len(_memory.tiles) >= SHAPES:
+        _memory.tiles.clear()
+        memory = torch.empty(values, dtype=dtype, device="cpu")
+        _memory.planes[dtype] = memory
+    return memory
 
 
 def _peepholes(peephole: Tensor | None, tile: _Tile) -> list[Tensor] | None:

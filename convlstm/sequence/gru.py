@@ -86,6 +86,7 @@ class _GRU(torch.autograd.Function):
         candidates = empty_maps(x, kept, batch, hidden, *size)
         kernels = choose(outputs)
         gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
+        maps = outputs.unbind(0)
 
         h = h0
         for t, from_x in enumerate(input_gates(x, weight_ih, bias, 3 * hidden)):
@@ -93,7 +94,7 @@ class _GRU(torch.autograd.Function):
             if h is not None:
                 before = rows(h)
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h = outputs[t]
+            h = maps[t]
             step, candidate = (gate_rows[t], candidate_rows[t]) if keep else (None, None)
             kernels.gru_forward(from_x, from_h, bias_hh, before, step, candidate, output_rows[t])
         if keep:
@@ -120,21 +121,23 @@ class _GRU(torch.autograd.Function):
         gates = gates.movedim(-1, 2)
         gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
         # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
-        hidden_rows = step_rows(d_hidden)
+        hidden_rows, hidden_maps = step_rows(d_hidden), d_hidden.unbind(0)
         d_h = channels_last(torch.zeros_like(outputs[0], dtype=exact(outputs)))
         if d_last is not None:
             d_h += d_last
+        d_h_rows = rows(d_h)
         first = None if h0 is None else rows(h0)
 
         through = None
+        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
         for t in reversed(range(len(outputs))):
             h = output_rows[t - 1] if t > 0 else first
-            d_output = None if d_outputs is None else rows(d_outputs[t])
+            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
             kernels.gru_backward(
-                gate_rows[t], candidate_rows[t], h, d_output, through, rows(d_h), hidden_rows[t]
+                gate_rows[t], candidate_rows[t], h, d_output, through, d_h_rows, hidden_rows[t]
             )
             if t > 0 or ctx.needs_input_grad[5]:
-                maps = apply_mask(same_conv2d_grad_x(d_hidden[t], outputs[t], weight_hh), mask)
+                maps = apply_mask(same_conv2d_grad_x(hidden_maps[t], outputs[0], weight_hh), mask)
                 through = rows(maps)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)

@@ -95,13 +95,14 @@ class _LSTM(torch.autograd.Function):
         peepholes = peephole_rows(peephole, batch)
 
         gate_rows, output_rows, cell_rows = map(step_rows, (gates, outputs, cells))
+        maps = outputs.unbind(0)
 
         h, c = h0, None if c0 is None else rows(c0.to(cells.dtype))
         for t, from_x in enumerate(input_gates(x, weight_ih, bias, 4 * hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h, new = outputs[t], cell_rows[min(t, kept - 1)]
+            h, new = maps[t], cell_rows[min(t, kept - 1)]
             step = gate_rows[t] if keep else None
             kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t])
             c = new
@@ -141,23 +142,24 @@ class _LSTM(torch.autograd.Function):
         if torch._C._autograd._get_current_graph_task_keep_graph():
             gates = gates.clone()  # a kept graph may be walked again
         gates = gates.movedim(-1, 2)
-        gate_rows, cell_rows = step_rows(gates), step_rows(cells)
+        gate_rows, cell_rows, gate_maps = step_rows(gates), step_rows(cells), gates.unbind(0)
         peepholes = peephole_rows(peephole, x.shape[1])
         first = None if c0 is None else rows(c0.to(cells.dtype))
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
-
+        hidden, d_c_rows = d_c.shape[1], rows(d_c)
+        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
         for t in reversed(range(len(outputs))):
             if d_cells is not None:
                 d_c += d_cells[t]
             c = cell_rows[t - 1] if t > 0 else first
-            d_output = None if d_outputs is None else rows(d_outputs[t])
+            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
             kernels.lstm_backward(
-                gate_rows[t], c, cell_rows[t], peepholes, d_output, through, rows(d_c)
+                gate_rows[t], c, cell_rows[t], peepholes, d_output, through, d_c_rows
             )
             d_h = None
             if t > 0 or ctx.needs_input_grad[4]:
-                d_h = apply_mask(same_conv2d_grad_x(gates[t], outputs[t], weight_hh), mask)
+                d_h = apply_mask(same_conv2d_grad_x(gate_maps[t], outputs[0], weight_hh), mask)
                 through = rows(d_h)
 
         d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)

@@ -68,13 +68,13 @@ class _RNN(torch.autograd.Function):
         hidden = weight_hh.shape[1]
         outputs = empty_maps(x, steps, batch, hidden, *size)
         kernels = choose(outputs)
-        output_rows = step_rows(outputs)
+        output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
         for t, from_x in enumerate(input_gates(x, weight_ih, bias, hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h = outputs[t]
+            h = maps[t]
             kernels.rnn_forward(from_x, from_h, output_rows[t])
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
@@ -88,14 +88,16 @@ class _RNN(torch.autograd.Function):
         x, weight_ih, weight_hh, h0, mask, outputs, marker = ctx.saved_tensors
         kernels = marked(marker)
         d_gates = empty_maps(outputs, *outputs.shape)
+        hidden, gate_maps = outputs.shape[2], d_gates.unbind(0)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         through = None if d_h is None else rows(d_h)
+        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
         for t in reversed(range(len(outputs))):
-            d_output = None if d_outputs is None else rows(d_outputs[t])
+            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
             kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
             d_h = None
             if t > 0 or ctx.needs_input_grad[4]:
-                d_h = apply_mask(same_conv2d_grad_x(d_gates[t], outputs[t], weight_hh), mask)
+                d_h = apply_mask(same_conv2d_grad_x(gate_maps[t], outputs[0], weight_hh), mask)
                 through = rows(d_h)
         d_x, d_weight_ih, d_bias = input_gradients(ctx, d_gates, x, weight_ih)
         d_weight_hh = hidden_weight_gradient(ctx, d_gates, outputs, h0, mask, weight_hh)
