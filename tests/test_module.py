@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from convlstm import EncoderForecaster, VideoPredictor, load
+from convlstm.metrics import frame_metrics
+from convlstm.pixels import to_unit
+from datamodules.rendering import render_on_device
 
 pytestmark = [
     # Lightning 2.6.6 asks an isinstance question that torch 2.14 is about to forget.
@@ -222,6 +226,39 @@ def test_a_checkpoint_forecasts_the_same_in_a_fresh_process(tmp_path):
     torch.testing.assert_close(again, model.forecast(clip, 20), rtol=0, atol=1e-6)
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["hidden_sizes"] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"downsample": 2, "head_size": 8, "context_loss": 1.0},
+        {"forecaster": "autoregressive", "scheduled_sampling_steps": 100, "context_loss": 1.0},
+        {"attention": 3},
+        {"bidirectional": True},
+        {"residual": True},
+        {"loss": "cross_entropy", "peephole": "channel", "readout": "last"},
+        {"peephole": "full", "frame_size": [32, 36], "checkpoint_every": 2},
+        {"cell": "gru"},
+        {"cell": "rnn"},
+    ],
+    ids=str,
+)
+def test_another_device_than_the_cpu_is_kept_to(options):
+    """On "meta", which every machine has: whatever were made on the CPU would be refused."""
+    model = build(**options).to("meta")
+    model.trainer = mock.Mock(global_step=50)
+    model.log = mock.Mock()
+    frames = render_on_device(
+        torch.zeros(2, 2, 28, 28, dtype=torch.uint8, device="meta"),
+        torch.zeros(2, 7, 2, 2, dtype=torch.int64, device="meta"),
+        (32, 36),
+    ).unsqueeze(2)
+    batch = {"context": frames[:, :4], "target": frames[:, 4:]}
+    model.training_step(batch, 0).backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+    forecast = model.validation_step(batch, 0)
+    assert forecast.is_meta
+    assert frame_metrics(forecast, to_unit(batch["target"])).is_meta
 
 
 def test_the_network_is_what_the_options_say():
