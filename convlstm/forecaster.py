@@ -5,7 +5,8 @@ their own resolution follow X. Shi et al. 2017, https://arxiv.org/abs/1706.03458
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,8 @@ Output = Literal["linear", "sigmoid"]
 Readout = Literal["all", "last"]
 
 
-class Carry(NamedTuple):
+@dataclass(frozen=True)
+class Carry:
     """What the network carries from the frames that it has read or forecast to the next ones.
 
     Attributes:
@@ -364,7 +366,7 @@ class EncoderForecaster(nn.Module):
             raw, states = self._feed_back(carry, steps, hints, teacher_forcing)
         else:
             raw, states = self._run_free(carry, steps)
-        after = carry._replace(states=states, last=self._activate(raw[-1:]).clone())
+        after = replace(carry, states=states, last=self._activate(raw[-1:]).clone())
         return self._frames(raw, carry.size), after
 
     @torch.no_grad()

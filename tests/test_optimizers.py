@@ -29,6 +29,7 @@ def test_kernels_but_the_heads_are_muons():
     assert not kernels & others
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch 2.11
 def test_the_head_of_a_compiled_network_is_not_muons_either():
     built = network()
     kernels, others = split_parameters(torch.compile(built))
