@@ -77,6 +77,7 @@ CASES = {
     "b-gru": Case(3, 16, 64, 3, 16, 8, cell="gru"),
     "b-rnn": Case(3, 16, 64, 3, 16, 8, cell="rnn"),
     "c": Case(2, 1, 64, 3, 64, 4),
+    "d": Case(1, 1, 16, 3, 16, 1),
 }
 TINY = Case(2, 1, 4, 3, 4, 2, 3)
 
