@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     # Kernels run in Triton's interpreter; it must be chosen before anything imports Triton.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell has jobs in the background ignore Ctrl-C; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 

@@ -334,8 +334,6 @@ def test_a_real_ctrl_c_does_so_too(model, folder):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # Where the tests run in the background, a shell has Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
