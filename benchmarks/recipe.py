@@ -10,11 +10,13 @@ thread, which hardly depends on what else the machine does.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import layer
 import torch
 import yaml
+from torch import Tensor
 
 from convlstm import EncoderForecaster, VideoPredictor
 
@@ -53,6 +55,17 @@ def passes(
     return {"training step": train, "forecast": forecast}
 
 
+def backward(model: EncoderForecaster, frames: Tensor) -> None:
+    """Gradients in float32."""
+    model.zero_grad()
+    (model(frames[:, :10], 10) - frames[:, 10:]).square().mean().backward()
+
+
+def as_it_is(run: Callable[[], None]) -> Callable[[], None]:
+    """A pass whose kernels Python starts one by one."""
+    return run
+
+
 def captured(run: Callable[[], None]) -> Callable[[], None]:
     """A pass recorded once as a CUDA graph, which then starts all its kernels in one call."""
     stream = torch.cuda.Stream()
@@ -80,13 +93,13 @@ def compilation(batch: int, device: str, repeats: int) -> None:
                 model.compile(mode=mode)
         torch.manual_seed(0)
         frames = torch.rand(batch, 20, 1, 64, 64, device=device)
-        gradients = {}
+        gradients, runs = {}, {}
         for mode, model in models.items():
-            (model(frames[:, :10], 10) - frames[:, 10:]).square().mean().backward()
+            ready = captured if mode == GRAPH else as_it_is
+            ready(partial(backward, model, frames))()
             gradients[mode] = torch.cat([p.grad.flatten() for p in model.parameters()])
-        runs = {mode: passes(model, batch, device) for mode, model in models.items()}
-        if GRAPH in runs:
-            runs[GRAPH] = {name: captured(run) for name, run in runs[GRAPH].items()}
+            steps = passes(model, batch, device)
+            runs[mode] = {name: ready(run) for name, run in steps.items()}
         times = [
             layer.measure({mode: run[name] for mode, run in runs.items()}, repeats, device)
             for name in ("training step", "forecast")

@@ -1,6 +1,11 @@
 """The Triton kernels against plain PyTorch: on CUDA where there is some, else interpreted."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -184,6 +189,23 @@ def test_kernels_take_bfloat16(triton, kind):
 
 
 @pytest.mark.parametrize("triton", TRITON)
+def test_kernels_compile_without_spills_and_reach_memory_16_bytes_at_a_time(triton, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)  # nothing that was compiled before
+    script = Path(__file__).parent / "compile_kernels.py"
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 10 * 3 * 2  # kernels with their options, dtypes, GPUs
+    for result in results:
+        assert result["accesses"], result
+        assert all(access.endswith(".v4.b32") for access in result["accesses"]), result
+        used = result["resources"]
+        assert used["REG"] <= 128, result
+        assert used["STACK"] == used["LOCAL"] == 0, result  # nothing is spilled
+
+
+@pytest.mark.parametrize("triton", TRITON)
 def test_kernels_reach_beyond_one_block(triton):
     from convlstm.kernels import fused
 
@@ -261,6 +283,7 @@ def test_rows_cut_into_tiles_and_blocks_give_the_same_results(kind, frame, monke
     for tile, block in ((plain.TILE, plain.BLOCK), (2 * 15 // torch.get_num_threads(), 15)):
         monkeypatch.setattr(plain, "TILE", tile)
         monkeypatch.setattr(plain, "BLOCK", block)
+        monkeypatch.setattr(plain, "_memory", plain._Memory())  # no tiles cut before
         output, _ = layer(x)
         gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
         results.append([output, *gradients])

@@ -308,6 +308,7 @@ def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(kind, mo
     expected = trained(layer, x)
     threads = torch.get_num_threads()
     monkeypatch.setattr(plain, "TILE", 8 * 1600)  # half of them
+    monkeypatch.setattr(plain, "_memory", plain._Memory())  # no tiles cut before
     output, _ = layer(x)
     torch.set_num_threads(threads % 2 + 1)
     try:

@@ -371,7 +371,10 @@ def _block(count: int, hidden: int, values: int) -> int:
 
 
 def _scratch(values: int, dtype: torch.dtype) -> Tensor:
-    """Memory for so many intermediate values."""
+    """Memory for so many intermediate values.
+
+    Where it must grow, or enough shapes have tiles, all tiles made so far are forgotten.
+    """
     memory = _memory.planes.get(dtype)
     if memory is None or len(memory) < values or len(_memory.tiles) >= SHAPES:
         _memory.tiles.clear()

@@ -129,10 +129,9 @@ class _GRU(torch.autograd.Function):
         first = None if h0 is None else rows(h0)
 
         through = None
-        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
         for t in reversed(range(len(outputs))):
             h = output_rows[t - 1] if t > 0 else first
-            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
+            d_output = None if d_outputs is None else rows(d_outputs[t])
             kernels.gru_backward(
                 gate_rows[t], candidate_rows[t], h, d_output, through, d_h_rows, hidden_rows[t]
             )

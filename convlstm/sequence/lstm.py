@@ -147,13 +147,13 @@ class _LSTM(torch.autograd.Function):
         first = None if c0 is None else rows(c0.to(cells.dtype))
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
-        hidden, d_c_rows = d_c.shape[1], rows(d_c)
-        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
+        d_c_rows = rows(d_c)
+
         for t in reversed(range(len(outputs))):
             if d_cells is not None:
                 d_c += d_cells[t]
             c = cell_rows[t - 1] if t > 0 else first
-            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
+            d_output = None if d_outputs is None else rows(d_outputs[t])
             kernels.lstm_backward(
                 gate_rows[t], c, cell_rows[t], peepholes, d_output, through, d_c_rows
             )

@@ -88,12 +88,11 @@ class _RNN(torch.autograd.Function):
         x, weight_ih, weight_hh, h0, mask, outputs, marker = ctx.saved_tensors
         kernels = marked(marker)
         d_gates = empty_maps(outputs, *outputs.shape)
-        hidden, gate_maps = outputs.shape[2], d_gates.unbind(0)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
+        gate_maps = d_gates.unbind(0)
         through = None if d_h is None else rows(d_h)
-        d_steps = None if d_outputs is None else d_outputs.movedim(2, -1).unbind(0)
         for t in reversed(range(len(outputs))):
-            d_output = None if d_steps is None else d_steps[t].reshape(-1, hidden)
+            d_output = None if d_outputs is None else rows(d_outputs[t])
             kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
             d_h = None
             if t > 0 or ctx.needs_input_grad[4]:
