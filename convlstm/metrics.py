@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from convlstm.pixels import check_pair
+
 METRICS = ("mse", "mae", "ssim", "ssim_range2", "psnr")
 
 
@@ -54,8 +56,8 @@ def frame_metrics(forecast: Tensor, truth: Tensor) -> Tensor:
     """All metrics of each frame.
 
     Args:
-        forecast: (B, T, C, H, W), not clipped.
-        truth: The same shape, in [0, 1].
+        forecast: (B, T, C, H, W), floats, not clipped.
+        truth: The same shape, floats in [0, 1].
 
     Returns:
         (B, T, 5) in the order of `METRICS`:
@@ -67,13 +69,9 @@ def frame_metrics(forecast: Tensor, truth: Tensor) -> Tensor:
         - psnr: 20·log10(1/√(mean squared error)) in dB; infinite for a perfect frame.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or the pixels are integers.
     """
-    if forecast.shape != truth.shape or forecast.ndim != 5:
-        raise ValueError(
-            f"forecast and truth must both be (B, T, C, H, W), got {tuple(forecast.shape)} and "
-            f"{tuple(truth.shape)}"
-        )
+    check_pair(forecast, truth)
     forecast, truth = forecast.float(), truth.float()
     error = forecast - truth
     clipped = forecast.clamp(0, 1)
@@ -91,12 +89,16 @@ def cross_entropy(forecast: Tensor, truth: Tensor) -> Tensor:
     pixel forecast with certainty and wrongly does not make the sum infinite.
 
     Args:
-        forecast: (B, T, C, H, W) in [0, 1].
-        truth: The same shape, in [0, 1].
+        forecast: (B, T, C, H, W), floats in [0, 1].
+        truth: The same shape, floats in [0, 1].
 
     Returns:
         (B,), in nats.
+
+    Raises:
+        ValueError: The shapes differ, or the pixels are integers.
     """
+    check_pair(forecast, truth)
     each = F.binary_cross_entropy(forecast.float(), truth.float(), reduction="none")
     return each.sum(dim=(1, 2, 3, 4))
 

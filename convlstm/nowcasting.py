@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from convlstm.pixels import check_pair
+
 SCORES = ("csi", "pod", "far", "hss")
 
 
@@ -67,13 +69,7 @@ class NowcastingScores(Metric):
         Raises:
             ValueError: The shapes differ, or the pixels are integers.
         """
-        if not (forecast.is_floating_point() and truth.is_floating_point()):
-            raise ValueError(f"expected floats, got {forecast.dtype} and {truth.dtype}")
-        if forecast.shape != truth.shape or forecast.ndim != 5:
-            raise ValueError(
-                f"forecast and truth must both be (B, T, C, H, W), got {tuple(forecast.shape)} and "
-                f"{tuple(truth.shape)}"
-            )
+        check_pair(forecast, truth)
         counts, fractions = [], []
         for threshold in self.thresholds:
             ours, theirs = forecast >= threshold, truth >= threshold

@@ -1,4 +1,4 @@
-"""Pixels of any kind as floats in [0, 1]."""
+"""Pixels of any kind as floats in [0, 1], and what is compared with what."""
 
 import torch
 from torch import Tensor
@@ -30,4 +30,15 @@ def check_unit(frames: Tensor) -> None:
         raise ValueError(
             f"pixels must be floats in [0, 1], got values from {low:.6g} to {high:.6g}: scale them "
             "first, or pass uint8 or uint16"
+        )
+
+
+def check_pair(forecast: Tensor, truth: Tensor) -> None:
+    """Raises ValueError unless both are floats of one shape (B, T, C, H, W)."""
+    if not (forecast.is_floating_point() and truth.is_floating_point()):
+        raise ValueError(f"expected floats, got {forecast.dtype} and {truth.dtype}")
+    if forecast.shape != truth.shape or forecast.ndim != 5:
+        raise ValueError(
+            f"forecast and truth must both be (B, T, C, H, W), got {tuple(forecast.shape)} and "
+            f"{tuple(truth.shape)}"
         )

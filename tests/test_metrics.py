@@ -78,9 +78,13 @@ def test_reset_forgets():
     assert metrics.summary()["mse"] == 0
 
 
-def test_other_shapes_raise():
+@pytest.mark.parametrize("metric", [frame_metrics, cross_entropy])
+def test_other_shapes_and_integers_raise(metric):
+    frames = torch.zeros(1, 2, 1, 8, 8)
     with pytest.raises(ValueError, match=r"\(1, 2, 1, 8, 8\) and \(1, 3, 1, 8, 8\)"):
-        frame_metrics(torch.zeros(1, 2, 1, 8, 8), torch.zeros(1, 3, 1, 8, 8))
+        metric(frames, torch.zeros(1, 3, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"expected floats, got torch\.float32 and torch\.uint8"):
+        metric(frames, frames.byte())
 
 
 def test_cross_entropy_is_the_papers_sum_over_a_sequence():
