@@ -260,9 +260,14 @@ class EncoderForecaster(nn.Module):
             clipped.
 
         Raises:
-            ValueError: Another shape, or fewer than one step; or `context_too` with a bidirectional
-                encoder, which knows what follows.
+            ValueError: Another shape, or fewer than one step; `teacher_forcing` outside of [0, 1],
+                or without a truth; or `context_too` with a bidirectional encoder, which knows what
+                follows.
         """
+        if not 0 <= teacher_forcing <= 1:
+            raise ValueError(f"teacher_forcing must be in [0, 1], got {teacher_forcing}")
+        if teacher_forcing > 0 and truth is None:
+            raise ValueError("teacher_forcing needs the truth")
         carry, hidden = self._read(frames, None)
         raw, _ = self._unroll(carry, steps, truth, teacher_forcing)
         if context_too:

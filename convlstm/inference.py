@@ -1,5 +1,6 @@
 """Forecasts of arrays and tensors: whole clips at once, or a stream, frame by frame."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,12 +9,16 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from convlstm.forecaster import Carry, EncoderForecaster
 from convlstm.pixels import check_unit, to_unit
 
 Pixels = TypeVar("Pixels", Tensor, NDArray[Any])
+
+_modes_lock = threading.Lock()
+# Networks that forecast right now: in how many threads, and the modes that their modules had.
+_forecasting: dict[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -156,13 +161,23 @@ class Inference:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
+        network = self.network
+        with _modes_lock:
+            threads, modes = _forecasting.get(network, (0, []))
+            if threads == 0:
+                modes = [(module, module.training) for module in network.modules()]
+                network.eval()
+            _forecasting[network] = threads + 1, modes
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
+            with _modes_lock:
+                threads, modes = _forecasting.pop(network)
+                if threads > 1:
+                    _forecasting[network] = threads - 1, modes
+                else:
+                    for module, training in modes:
+                        module.training = training
 
 
 def _tensor(frames: Any) -> Tensor:

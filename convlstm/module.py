@@ -285,6 +285,12 @@ class VideoPredictor(Inference, pl.LightningModule):
         self.baseline_metrics.update(context[:, -1:].expand_as(target), target)
         return forecast
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The forecasts of a batch (B, steps, C, H, W), of as many frames as its target has."""
+        context, target = self._frames(batch)
+        forecast: Tensor = self(context, target.shape[1])
+        return forecast
+
     def on_test_epoch_end(self) -> None:
         """Logs `test/mse`, …, and `test/last_frame_mse`, … of repeating the last frame.
 

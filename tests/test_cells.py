@@ -153,6 +153,8 @@ def test_the_forget_bias_starts_at_one_and_the_rest_at_zero():
         ({"hidden_kernel_size": -1}, "hidden_kernel_size .* -1"),
         ({"peephole": "some"}, "peephole .* 'some'"),
         ({"peephole": "full"}, "frame_size"),
+        ({"peephole": "full", "frame_size": (0, 6)}, "frame_size"),
+        ({"peephole": "full", "frame_size": (1, 6, 6)}, "frame_size"),
     ],
 )
 def test_bad_arguments_name_value_and_expectation(arguments, named):
@@ -163,3 +165,23 @@ def test_bad_arguments_name_value_and_expectation(arguments, named):
 def test_a_frame_with_other_channels_raises():
     with pytest.raises(ValueError, match=r"\(B, 2, h, w\), got shape \(1, 3, 4, 4\)"):
         ConvLSTMCell(2, 3)(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 3, 1, 1), (2, 1, 4, 4), (3, 4, 4)])
+@pytest.mark.parametrize("kind", [ConvLSTMCell, ConvGRUCell, ConvRNNCell])
+def test_a_state_that_would_only_broadcast_raises(kind, shape):
+    cell, x, right = kind(2, 3), torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 4, 4)
+    states = [torch.zeros(shape)]
+    if kind is ConvLSTMCell:
+        states = [(right, states[0]), (states[0], right)]
+    for state in states:
+        with pytest.raises(ValueError, match=r"expected state [hc] of shape \(2, 3, 4, 4\)"):
+            cell(x, state)
+
+
+def test_a_state_of_another_kind_raises():
+    x, h = torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"a pair \(h, c\)"):
+        ConvLSTMCell(2, 3)(x, h)
+    with pytest.raises(ValueError, match="one tensor h, got a tuple"):
+        ConvGRUCell(2, 3)(x, (h, h))

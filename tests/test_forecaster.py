@@ -332,6 +332,17 @@ def test_full_teacher_forcing_reads_only_the_truth_and_none_never_does():
     torch.testing.assert_close(network(frames, 4, truth=free, teacher_forcing=1.0), free)
 
 
+@pytest.mark.parametrize(
+    ("probability", "truth", "named"),
+    [(0.5, None, "needs the truth"), (1.5, 0, r"in \[0, 1\]"), (float("nan"), 0, r"in \[0, 1\]")],
+)
+def test_teacher_forcing_that_cannot_be_raises(probability, truth, named):
+    network = EncoderForecaster(hidden_sizes=[4], forecaster="autoregressive")
+    frames = torch.rand(1, 2, 1, 8, 8)
+    with pytest.raises(ValueError, match=named):
+        network(frames, 2, truth=truth if truth is None else frames, teacher_forcing=probability)
+
+
 def test_scheduled_sampling_mixes_clip_by_clip():
     network = EncoderForecaster(hidden_sizes=[4], forecaster="autoregressive").double()
     frames = torch.rand(1, 3, 1, 8, 8, dtype=torch.float64).repeat(64, 1, 1, 1, 1)

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,28 @@ def test_a_forecast_leaves_every_modules_mode_as_it_was(training):
     model.forecast(torch.rand(4, 1, 8, 8), 2)
     assert seen == [False]
     assert [module.training for module in model.modules()] == before
+
+
+def test_forecasts_in_threads_leave_the_mode_as_it_was():
+    model, clip = build().train(), torch.rand(4, 1, 8, 8)
+    inside, leave = threading.Event(), threading.Event()
+    modes = []
+
+    def wait(module, *_):
+        if not inside.is_set():  # the first of two forecasts is held here until the second ends
+            inside.set()
+            leave.wait(10)
+        modes.append(module.training)
+
+    model.network.register_forward_hook(wait)
+    first = threading.Thread(target=model.forecast, args=(clip, 1))
+    first.start()
+    assert inside.wait(10)
+    model.forecast(clip, 1)
+    leave.set()
+    first.join()
+    assert modes == [False, False]
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(

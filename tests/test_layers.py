@@ -493,8 +493,43 @@ def test_a_state_of_another_kind_raises():
     x, h = torch.zeros(2, 3, 2, 4, 4), torch.zeros(1, 2, 3, 4, 4)
     with pytest.raises(ValueError, match="pair"):
         ConvLSTM(2, 3)(x, h)
-    with pytest.raises(ValueError, match="2 parts, got 1"):
-        ConvLSTM(2, 3)(x, (h,))
+    for state, got in (((h,), "Tensor"), ([(h, h), (h, h)], "tuple, tuple"), ([3, 2], "int, int")):
+        with pytest.raises(ValueError, match=rf"a state \(h, c\) of tensors, got \({got}\)"):
+            ConvLSTM(2, 3)(x, state)
+
+
+def test_a_batched_state_of_one_sequence_raises():
+    h = torch.zeros(1, 1, 3, 4, 4)
+    expected = (
+        r"h of shape \(1, 3, 4, 4\) \(layers and directions, hidden_size, h, w\), got \(1, 1, 3"
+    )
+    with pytest.raises(ValueError, match=expected):
+        ConvLSTM(2, 3)(torch.zeros(5, 2, 4, 4), (h, h))
+
+
+@pytest.mark.parametrize("wrong", ["sequence", "weights"])
+def test_autocast_does_not_mix_float64_with_others(wrong):
+    layer, x = ConvLSTM(2, 3), torch.zeros(1, 2, 2, 4, 4)
+    layer, x = (layer.double(), x) if wrong == "weights" else (layer, x.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="as the wei"):
+        layer(x)
+
+
+def test_a_parametrized_layer_can_be_printed_and_computes_each_weight_once():
+    layer = ConvLSTM(2, 3)
+    drawn = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, weight):
+            drawn.append(weight)
+            return weight
+
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        torch.nn.utils.parametrize.register_parametrization(layer, name, Counting())
+    assert "2, 3, kernel_size=(3, 3)" in repr(layer)
+    drawn.clear()
+    layer(torch.zeros(1, 2, 2, 4, 4))
+    assert len(drawn) == 2
 
 
 def test_a_state_made_under_autocast_goes_on_without_it():

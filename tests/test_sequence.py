@@ -87,12 +87,49 @@ def test_a_kept_graph_can_be_walked_again():
         assert torch.equal(a, b)
 
 
-def test_a_second_derivative_raises_clearly():
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ConvLSTM(2, 3),
+        ConvGRU(2, 3),
+        ConvRNN(2, 3),
+        ConvLSTM(2, 3, num_layers=2, checkpoint_every=1),
+    ],
+)
+@pytest.mark.parametrize("loss", [torch.sum, lambda outputs: outputs.square().sum()])
+def test_a_second_derivative_raises_clearly(layer, loss):
+    x = torch.rand(1, 2, 2, 4, 4, requires_grad=True)
+    expected = torch.autograd.grad(loss(layer(x)[0]), x)
+    gradient = torch.autograd.grad(loss(layer(x)[0]), x, create_graph=True)
+    assert torch.equal(gradient[0], expected[0])
+    with pytest.raises(RuntimeError, match=r"no second derivative: .* a cell, such as"):
+        gradient[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("wanted", ["x", "bias_l0"])
+def test_a_hessian_raises_instead_of_being_zero(wanted):
+    layer = ConvLSTM(1, 2)
+    x = torch.rand(1, 2, 1, 3, 3)
+
+    def loss(value):
+        given = {} if wanted == "x" else {wanted: value}
+        return torch.func.functional_call(layer, given, (value if wanted == "x" else x,))[0].sum()
+
+    point = x if wanted == "x" else layer.get_parameter(wanted).detach()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.functional.hessian(loss, point)
+
+
+def test_incoming_gradients_are_left_as_they_were():
     cell, x, state = build()
-    outputs, _ = whole(cell, x, state)
-    (gradient,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.square().sum().backward()
+    _, (h, c) = whole(cell, x, state)
+    incoming = tuple(
+        torch.randn_like(s).contiguous(memory_format=torch.channels_last) for s in (h, c)
+    )
+    before = [value.clone() for value in incoming]
+    torch.autograd.grad((h, c), [*cell.parameters()], incoming)
+    for a, b in zip(incoming, before, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_without_gradients_the_numbers_are_the_same_and_no_history_is_kept():

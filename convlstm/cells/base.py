@@ -116,6 +116,17 @@ class ConvCell(nn.Module):
             )
         return same_conv2d(x, self.weight_ih, self.bias)
 
+    def check_state(self, input_gates: Tensor, *parts: Tensor) -> None:
+        """Raises ValueError unless each part, h first, is (B, H, h, w) as the input gates are."""
+        batch, _, *frame = input_gates.shape
+        expected = (batch, self.hidden_size, *frame)
+        for name, part in zip("hc", parts, strict=False):
+            if tuple(part.shape) != expected:
+                raise ValueError(
+                    f"expected state {name} of shape {expected} (batch, hidden_size, h, w), got "
+                    f"{tuple(part.shape)}"
+                )
+
     def zero_state(self, x: Tensor) -> Tensor:
         """A zero state (B, H, h, w) for a frame."""
         return x.new_zeros(x.shape[0], self.hidden_size, *x.shape[2:])
@@ -166,8 +177,10 @@ class HiddenStateCell(ConvCell):
             The new h.
 
         Raises:
-            ValueError: The frame has other channels.
+            ValueError: The frame has other channels, or the state another shape.
         """
+        if not isinstance(state, Tensor | None):
+            raise ValueError(f"expected the state as one tensor h, got a {type(state).__name__}")
         return self.step(self.input_gates(x), self.zero_state(x) if state is None else state)
 
     @abstractmethod

@@ -70,7 +70,11 @@ class ConvGRUCell(HiddenStateCell):
 
         Returns:
             The new h.
+
+        Raises:
+            ValueError: The state has another shape.
         """
+        self.check_state(input_gates, state)
         h = state
         x_r, x_z, x_n = input_gates.chunk(3, dim=1)
         h_r, h_z, h_n = same_conv2d(h, self.weight_hh).chunk(3, dim=1)

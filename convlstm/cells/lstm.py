@@ -68,6 +68,8 @@ def lstm_parameters(
         raise ValueError(f"peephole must be 'none', 'channel' or 'full', got {peephole!r}")
     if peephole == "full" and frame_size is None:
         raise ValueError("peephole 'full' has a weight for each pixel: give frame_size=(h, w)")
+    if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
+        raise ValueError(f"frame_size must be (h, w), both >= 1, got {frame_size!r}")
     parameters = recurrence_parameters(
         4, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias
     )
@@ -134,7 +136,8 @@ class ConvLSTMCell(ConvCell):
             The new `(h, c)`.
 
         Raises:
-            ValueError: The frame has other channels, or not the size of peephole "full".
+            ValueError: The frame has other channels, or not the size of peephole "full", or the
+                state is not a pair, or of another shape.
         """
         gates = self.input_gates(x)
         return self.step(
@@ -154,9 +157,13 @@ class ConvLSTMCell(ConvCell):
             The new `(h, c)`.
 
         Raises:
-            ValueError: Peephole "full" was built for frames of another size.
+            ValueError: Peephole "full" was built for frames of another size, or the state is not a
+                pair, or of another shape.
         """
+        if isinstance(state, Tensor) or len(state) != 2:
+            raise ValueError("expected the state as a pair (h, c)")
         h, c = state
+        self.check_state(input_gates, h, c)
         if self.peephole is not None and self.peephole.shape[2:] not in ((1, 1), c.shape[2:]):
             raise ValueError(
                 f"peephole 'full' was built for frames of {tuple(self.peephole.shape[2:])}, got "

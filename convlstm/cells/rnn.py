@@ -43,5 +43,10 @@ class ConvRNNCell(HiddenStateCell):
     _parameters_of_one = staticmethod(rnn_parameters)
 
     def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
-        """Advances the state, given the finished input convolution W_x * x + b, (B, H, h, w)."""
+        """Advances the state, given the finished input convolution W_x * x + b, (B, H, h, w).
+
+        Raises:
+            ValueError: The state has another shape.
+        """
+        self.check_state(input_gates, state)
         return torch.tanh(input_gates + same_conv2d(state, self.weight_hh))

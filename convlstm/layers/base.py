@@ -84,7 +84,7 @@ class ConvRecurrence(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows between the brackets."""
-        weight = self.get_parameter("weight_ih_l0" if self.input_size else "weight_hh_l0")
+        weight = getattr(self, "weight_ih_l0" if self.input_size else "weight_hh_l0")
         kernel = tuple(weight.shape[2:])
         told = [f"{self.input_size}, {self.hidden_size}", f"kernel_size={kernel}"]
         for name, default in (
@@ -115,15 +115,15 @@ class ConvRecurrence(nn.Module, ABC):
         self, x: Tensor, state: States | None, lengths: Lengths | None
     ) -> tuple[Tensor, States]:
         """Runs all layers and directions; shapes as in the layers' `forward`."""
+        self._check(x, state)
         unbatched = x.ndim == 4
         if unbatched:
             if lengths is not None:
                 raise ValueError("lengths are for a batch; one sequence has its own length")
             x = x.unsqueeze(1)  # (T, 1, C, h, w)
             state = None if state is None else tuple(part.unsqueeze(1) for part in state)
-        elif self.batch_first and x.ndim == 5:
+        elif self.batch_first:
             x = x.transpose(0, 1)  # (T, B, C, h, w)
-        self._check(x, state)
         index = None if lengths is None else _check_lengths(lengths, x)
         if index is not None:
             x = _end(x, index)  # nothing behind an end is read, NaN for one
@@ -155,6 +155,7 @@ class ConvRecurrence(nn.Module, ABC):
         names = ("weight_ih", "weight_hh", "bias", "bias_hh", "peephole")
         suffix = _suffix(layer, direction)
         parameters = {name: getattr(self, name + suffix, None) for name in names}
+        _check_dtype(x, parameters["weight_hh"])
         mask = None
         if self.recurrent_dropout > 0 and self.training:
             ones = x.new_ones(x.shape[1], self.hidden_size, 1, 1)
@@ -198,29 +199,48 @@ class ConvRecurrence(nn.Module, ABC):
         return tuple(torch.cat(parts) for parts in zip(*segments, strict=True)), state
 
     def _check(self, x: Tensor, state: States | None) -> None:
-        """Compares shapes with what the layer was built for; x is (T, B, C, h, w) by now."""
-        if x.ndim != 5 or x.shape[2] != self.input_size or x.shape[0] < 1:
+        """Compares shapes, as they were given, with what the layer was built for."""
+        axes = "B, T" if self.batch_first else "T, B"
+        time = 1 if x.ndim == 5 and self.batch_first else 0
+        if x.ndim not in (4, 5) or x.shape[-3] != self.input_size or x.shape[time] < 1:
             raise ValueError(
-                f"expected a sequence (B, T, {self.input_size}, h, w) or (T, {self.input_size}, "
-                f"h, w) with T >= 1; got, time first, shape {tuple(x.shape)}"
+                f"expected a sequence ({axes}, {self.input_size}, h, w) or (T, {self.input_size}, "
+                f"h, w) with T >= 1, got shape {tuple(x.shape)}"
             )
-        dtype = self.weight_hh_l0.dtype
-        if x.dtype != dtype and not (autocasts(x) and x.is_floating_point()):
-            raise ValueError(f"expected a sequence of {dtype}, as the weights are, got {x.dtype}")
-        if state is not None and len(state) != self.state_parts:
-            raise ValueError(f"expected a state of {self.state_parts} parts, got {len(state)}")
+        if state is None:
+            return
+        if len(state) != self.state_parts or not all(isinstance(part, Tensor) for part in state):
+            kinds = ", ".join(type(part).__name__ for part in state)
+            names = ", ".join(STATE_NAMES[: self.state_parts])
+            raise ValueError(f"expected a state ({names}) of tensors, got ({kinds})")
         layers = self.num_layers * self.num_directions
-        expected = (layers, x.shape[1], self.hidden_size, *x.shape[3:])
-        for name, part in zip(STATE_NAMES, state or (), strict=False):
+        batch = [x.shape[1 - time]] if x.ndim == 5 else []
+        expected = (layers, *batch, self.hidden_size, *x.shape[-2:])
+        for name, part in zip(STATE_NAMES, state, strict=False):
             if tuple(part.shape) != expected:
+                axes = "batch, hidden_size" if batch else "hidden_size"
                 raise ValueError(
-                    f"expected state {name} of shape {expected} (layers and directions, batch, "
-                    f"hidden_size, h, w), got {tuple(part.shape)}"
+                    f"expected state {name} of shape {expected} (layers and directions, {axes}, "
+                    f"h, w), got {tuple(part.shape)}"
                 )
 
 
 def _suffix(layer: int, direction: int) -> str:
     return f"_l{layer}" + ("_reverse" if direction else "")
+
+
+def _check_dtype(x: Tensor, weight: Tensor | None) -> None:
+    """Autocast brings floats of one kind to another, but leaves float64 alone."""
+    assert weight is not None
+    if x.dtype == weight.dtype:
+        return
+    lowered = (
+        autocasts(x) and x.is_floating_point() and torch.float64 not in (x.dtype, weight.dtype)
+    )
+    if not lowered:
+        raise ValueError(
+            f"expected a sequence of {weight.dtype}, as the weights are, got {x.dtype}"
+        )
 
 
 def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Letters: T steps, B batch, C input and H hidden channels, G gates, h×w frame.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,10 +19,52 @@ from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv
 AHEAD = {"cpu": 2**23, "other": 2**28}
 
 
+Saved = tuple[Any, ...]  # tensors, and None
+Gradients = tuple[Tensor | None, ...]
+
+
+def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Makes a backward pass raise where somebody differentiates its gradients once more.
+
+    It is called with the saved tensors, which may be read but once, before the gradients.
+
+    PyTorch's `once_differentiable` does so only if the gradients that come in require gradients
+    themselves; of a sum they do not, and its second derivative would silently be zero.
+    """
+
+    @functools.wraps(backward)
+    def first(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            results = backward(ctx, saved, *gradients)
+        if not torch.is_grad_enabled():  # no create_graph=True
+            return results
+        # Among what was saved are outputs, through which all inputs are reached.
+        graph = [t for t in (*saved, *gradients) if t is not None and t.requires_grad]
+        return tuple(None if g is None else _End.apply(g, *graph) for g in results)
+
+    return first
+
+
+class _End(torch.autograd.Function):
+    """Passes a value on as if it were computed from a graph, into which no gradient goes."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *graph: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Tensor:
+        raise RuntimeError(
+            "the layers have no second derivative: where one is needed, such as for a gradient "
+            "penalty, step through time with a cell, such as ConvLSTMCell"
+        )
+
+
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
     """All tensors in one dtype: autocast's where it is on for the device of x, else that of x.
 
-    As everywhere in PyTorch autocast leaves float64 alone.
+    Autocast leaves float64 alone.
     """
     lowered = autocasts(x) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype

@@ -4,17 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
+    Saved,
     apply_mask,
     as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
+    first_derivative_only,
     hidden_weight_gradient,
     input_gates,
     input_gradients,
@@ -107,11 +108,11 @@ class _GRU(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
-        ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None
+        ctx: Any, saved: Saved, d_outputs: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, mask, gates, candidates, outputs, marker = ctx.saved_tensors
+        x, weight_ih, weight_hh, h0, mask, gates, candidates, outputs, marker = saved
         kernels = marked(marker)
         hidden = weight_hh.shape[1]
         gates = gates.contiguous()

@@ -4,17 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
+    Saved,
     apply_mask,
     as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
+    first_derivative_only,
     hidden_weight_gradient,
     input_gates,
     input_gradients,
@@ -126,17 +127,16 @@ class _LSTM(torch.autograd.Function):
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
         ctx: Any,
+        saved: Saved,
         d_outputs: Tensor | None,
         d_cells: Tensor | None,
         d_h: Tensor | None,
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs, marker = (
-            ctx.saved_tensors
-        )
+        x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs, marker = saved
         kernels = marked(marker)
         gates = gates.contiguous()
         if torch._C._autograd._get_current_graph_task_keep_graph():

@@ -4,16 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.sequence.common import (
+    Saved,
     apply_mask,
     as_it_is,
     autocast_to,
     channels_last,
     empty_maps,
+    first_derivative_only,
     hidden_weight_gradient,
     input_gates,
     input_gradients,
@@ -81,11 +82,11 @@ class _RNN(torch.autograd.Function):
         return outputs, outputs[-1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
-        ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None
+        ctx: Any, saved: Saved, d_outputs: Tensor | None, d_h: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, mask, outputs, marker = ctx.saved_tensors
+        x, weight_ih, weight_hh, h0, mask, outputs, marker = saved
         kernels = marked(marker)
         d_gates = empty_maps(outputs, *outputs.shape)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
