@@ -37,6 +37,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         channels: Channels of a frame, C: 1 for gray, 3 for RGB.
         context_length: Frames that a forecast is made from, as in training; `convlstm predict`
             takes that many from a clip.
+        frame_step: Of which every n-th frame of a clip is one, as in training; likewise.
         patch_size: Side of the patches that frames are cut into, in pixels.
         hidden_sizes: Hidden channels of each stage; its length is the number of stages.
         kernel_size: Input kernel, one for all stages or one a stage.
@@ -78,6 +79,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         self,
         channels: int = 1,
         context_length: int = 10,
+        frame_step: int = 1,
         patch_size: int = 4,
         hidden_sizes: list[int] = [64, 64],  # noqa: B006 (never changed; None would hide the default)
         kernel_size: int | list[int] = 3,
@@ -119,6 +121,8 @@ class VideoPredictor(Inference, pl.LightningModule):
             raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
         if context_length < 1:
             raise ValueError(f"context_length must be >= 1, got {context_length}")
+        if frame_step < 1:
+            raise ValueError(f"frame_step must be >= 1, got {frame_step}")
         if scheduled_sampling_steps < 0 or (
             scheduled_sampling_steps and forecaster != "autoregressive"
         ):

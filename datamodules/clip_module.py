@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -16,6 +16,7 @@ from datamodules.clip_splits import split_frames, split_names
 from datamodules.clip_windows import ClipWindows, Part, span
 from datamodules.clips import find_clips, open_clip
 from datamodules.clips.fitting import FITS, Fit
+from datamodules.clips.folders import children
 from datamodules.frame_cache import FrameCache
 from datamodules.trajectories import SPLITS, stream_key
 
@@ -25,9 +26,9 @@ Split = Literal["train", "val", "test"]
 class ClipDataModule(VideoDataModule):
     """Windows of clips that lie in a folder: videos, animations, folders of images, arrays.
 
-    Where the folder has subfolders train, val and test, these are the splits. Else each clip goes
-    to one of them, drawn by the seed, so that no split has frames of another's clips; or, for very
-    few clips, each is cut in time.
+    Where the folder has subfolders train, val and test, in small letters or large, these are the
+    splits. Else each clip goes to one of them, drawn by the seed, so that no split has frames of
+    another's clips; or, for very few clips, each is cut in time.
 
     Training has all windows of its clips once an epoch, in an order of each epoch's own;
     validation and test have windows that do not overlap. Frames are uint8; uint16 where all clips
@@ -191,11 +192,11 @@ class ClipDataModule(VideoDataModule):
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder: set data.root to that of your clips")
-        folders = {name: root / name for name in SPLITS}
-        ready = any(folder.is_dir() for folder in folders.values())
-        if ready and not folders[split].is_dir():
+        folders = {f.name.lower(): f for f in children(root) if f.is_dir()}
+        ready = any(name in folders for name in SPLITS)
+        if ready and split not in folders:
             raise FileNotFoundError(
-                f"{folders[split]}: no such folder, but {root} has others of "
+                f"{root / split}: no such folder, but {root} has others of "
                 f"{', '.join(SPLITS)}: make it, or none of them"
             )
         paths = {
@@ -218,18 +219,23 @@ class ClipDataModule(VideoDataModule):
             parts.append(Part(name, clip, frames))
         return parts
 
-    def state_dict(self) -> dict[str, int]:
-        """What the order of the training data depends on, for a checkpoint."""
-        state = super().state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """What the training data depends on, for a checkpoint, and what parts of clips it has."""
+        state: dict[str, Any] = super().state_dict()
         if state and self.train_set is not None:
-            parts = [[p.name, p.frames.start, p.frames.stop] for p in self.train_set.parts]
+            parts = [(p.name, p.frames.start, p.frames.stop) for p in self.train_set.parts]
             windows = [parts, self.stride, self.train_set.span, self.frame_step]
             text = json.dumps([*windows, sorted(set(self.augment))] if self.augment else windows)
-            state["clips"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+            state["clips"] = _digest(text)
+            frames = [self.channels, self.frame_size, self.fit, self.axes, self.array]
+            state["frames"] = _digest(json.dumps(frames))
+            state["trained_on"] = [[_digest(name), *ends] for name, *ends in parts]
         return state
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Checks that a resumed training goes on at the very next sample of the same clips.
+
+        Warns where clips that the model was trained on are among those for validation or test.
 
         Raises:
             ValueError: Clips, windows, batch size, devices or seed differ from the checkpoint's.
@@ -242,3 +248,31 @@ class ClipDataModule(VideoDataModule):
                 "those that the checkpoint was trained with: keep names, lengths, stride, "
                 "frame_step and augment as they were"
             )
+        if "frames" in now and state_dict.get("frames", now["frames"]) != now["frames"]:
+            raise ValueError(
+                f"{self.root}: frames are not read as they were for the checkpoint: keep channels, "
+                "frame_size, fit, axes and array as they were"
+            )
+        trained_on = state_dict.get("trained_on", [])
+        for split, windows in (("validation", self.val_set), ("test", self.test_set)):
+            parts = [] if windows is None else windows.parts
+            seen = [part.name for part in parts if _overlaps(part, trained_on)]
+            if seen:
+                rank_zero_warn(
+                    f"{len(seen)} of the {len(parts)} clips for {split} are ones that the model "
+                    f"was trained on, such as {seen[0]}: its scores will be too good. The lot "
+                    "changes with the clips that there are; subfolders train, val and test do not"
+                )
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def _overlaps(part: Part, others: list[list[int]]) -> bool:
+    """Whether a part shares frames with others, each the digest of its name, first and last."""
+    name = _digest(part.name)
+    return any(
+        name == other and part.frames.start < stop and start < part.frames.stop
+        for other, start, stop in others
+    )

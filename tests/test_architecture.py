@@ -31,10 +31,9 @@ FLOORS = [
         "checkpoint",
         "weights",
         "patches",
-        "pixels",
         "attention",
     },
-    {"allocator", "convolution", "files", "optimizers"},
+    {"allocator", "console", "convolution", "files", "optimizers", "pixels"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from convlstm.callbacks import (
     AtomicCheckpointIO,
+    BestCheckpoint,
     ForecastWriter,
     LastCheckpoint,
     Processor,
     RunRecord,
-    best_checkpoint,
     processor,
 )
 from convlstm.callbacks.record import environment
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
 
 
 def test_the_best_checkpoint_has_a_fixed_name_and_the_lowest_mse(tmp_path):
-    callback = best_checkpoint(tmp_path)
+    callback = BestCheckpoint(tmp_path)
     assert callback.dirpath == str(tmp_path)
     assert callback.format_checkpoint_name({}) == str(tmp_path / "best.ckpt")
     assert callback.monitor == "val/mse"

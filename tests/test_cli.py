@@ -492,3 +492,70 @@ def test_an_error_of_the_system_names_the_file():
     )
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_clip_is_named_in_a_training(config, tmp_path, capsys, workers):
+    for split in ("train", "val"):
+        (tmp_path / "clips" / split).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "clips" / split / str(number)).mkdir()
+            for frame in range(6):
+                path = tmp_path / "clips" / split / str(number) / f"{frame}.png"
+                iio.imwrite(path, np.full((32, 32), frame, dtype=np.uint8))
+    broken = tmp_path / "clips" / "train" / "1" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    data = {"root": "clips", "frame_size": 32, "context_length": 2, "target_length": 3}
+    data = {**data, "channels": 1, "batch_size": 2, "num_workers": workers}
+    data = {"class_path": "ClipDataModule", "init_args": data}
+    Path("clips.yaml").write_text(yaml.safe_dump({**CONFIG, "data": data}))
+    line = fails(capsys, 1, "fit", "-c", "clips.yaml")
+    assert line.startswith("convlstm fit: error: clips/train/1/3.png: ")
+    assert len(line) < 200
+
+
+def test_a_damaged_array_is_named_in_a_training(config, tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / "clips" / split).mkdir(parents=True)
+        np.save(tmp_path / "clips" / split / "a.npy", np.zeros((9, 32, 32), dtype=np.uint8))
+    broken = tmp_path / "clips" / "train" / "a.npy"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    data = {"class_path": "ClipDataModule", "init_args": {"root": "clips", "channels": 1}}
+    Path("clips.yaml").write_text(yaml.safe_dump({**CONFIG, "data": data}))
+    assert "clips/train/a.npy: " in fails(capsys, 1, "fit", "-c", "clips.yaml")
+
+
+def test_a_model_notes_how_far_apart_frames_were(config, tmp_path):
+    for split in ("train", "val", "test"):
+        (tmp_path / "clips" / split).mkdir(parents=True)
+        np.save(tmp_path / "clips" / split / "a.npy", np.zeros((30, 32, 32), dtype=np.uint8))
+    data = {"root": "clips", "frame_size": 32, "context_length": 2, "target_length": 3}
+    data = {**data, "channels": 1, "batch_size": 2, "frame_step": 3}
+    data = {"class_path": "ClipDataModule", "init_args": data}
+    Path("clips.yaml").write_text(yaml.safe_dump({**CONFIG, "data": data}))
+    assert main(["fit", "-c", "clips.yaml"]) == 0
+    assert convlstm.load("runs/clips/checkpoints/best.ckpt").hparams["frame_step"] == 3
+    assert main(["fit", "-c", "runs/clips/config.yaml", "--resume"]) == 0
+    assert main(["test", "-c", "runs/clips/config.yaml"]) == 0
+
+
+def test_a_copied_run_that_goes_on_keeps_its_best_weights(config, tmp_path):
+    assert main(["fit", "-c", config, "--model.schedule", "constant"]) == 0
+    last = Path("runs/small/checkpoints/last.ckpt")
+    state = torch.load(last, weights_only=True)
+    (best,) = [s for key, s in state["callbacks"].items() if key.startswith("ModelCheckpoint")]
+    best["best_model_score"] = torch.tensor(0.001)  # not to be beaten
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.001))
+    best["kth_value"] = torch.tensor(0.001)
+    torch.save(state, last)
+    Path("runs/small").rename("runs/copy")
+    kept = Path("runs/copy/checkpoints/best.ckpt").read_bytes()
+    words = ["--model.schedule", "constant", "--run_dir", "runs/copy", "--trainer.max_steps", "4"]
+    assert main(["fit", "-c", config, *words, "--resume"]) == 0
+    assert torch.load("runs/copy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert Path("runs/copy/checkpoints/best.ckpt").read_bytes() == kept
+
+
+def test_paths_with_brackets_are_printed_as_they_are(config, capsys):
+    assert main(["fit", "-c", config, "--run_dir", "runs/x[/y]"]) == 0
+    assert "convlstm test -c 'runs/x[/y]/config.yaml'" in capsys.readouterr().out

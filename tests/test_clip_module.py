@@ -101,6 +101,8 @@ def test_folders_train_val_and_test_are_the_splits(tmp_path):
         ["val/0.gif"],
         ["test/0.gif", "test/1.gif", "test/2.gif"],
     ]
+    (tmp_path / "test").rename(tmp_path / "Test")
+    assert names(ready(tmp_path).test_set) == ["Test/0.gif", "Test/1.gif", "Test/2.gif"]
     (tmp_path / "val").rename(tmp_path / "validation")
     with pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"):
         module(tmp_path).setup("fit")
@@ -255,6 +257,9 @@ def test_a_stopped_training_resumes_at_the_next_sample(folder, tmp_path, stop, n
         "lengths",
         "seed",
         "augment",
+        "channels",
+        "frame_size",
+        "fit",
     ],
 )
 def test_resuming_on_other_data_is_refused(tmp_path, change):
@@ -270,6 +275,9 @@ def test_resuming_on_other_data_is_refused(tmp_path, change):
         "lengths": {"context_length": 2},
         "seed": {"seed": 1},
         "augment": {"augment": ["hflip"]},
+        "channels": {"channels": 1},
+        "frame_size": {"frame_size": 12},
+        "fit": {"fit": "stretch"},
     }.get(change, {})
     first = root / "train" / "0.gif"
     if change == "longer clip":
@@ -298,3 +306,27 @@ def test_the_folder_may_move_between_stop_and_resume(tmp_path):
     root = root.rename(tmp_path / "moved")
     after, _ = train(tmp_path, data=module(root), ckpt=tmp_path / "stopped.ckpt", max_steps=2)
     assert before + after == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("split_by", ["clip", "time"])
+def test_clips_that_the_model_was_trained_on_are_told_of_in_a_test(tmp_path, split_by, recwarn):
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number in range(6):
+        write_gif(root / f"{number}.gif", moving(40))
+    options = {"split_by": split_by, "split": [0.5, 0.25, 0.25]}
+    data = module(root, **options)
+    _, trainer = train(tmp_path, data=data, max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    state = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["ClipDataModule"]
+    same = module(root, **options)
+    same.setup("test")
+    same.load_state_dict(state)
+    assert not [w for w in recwarn if "trained on" in str(w.message)]
+    other = module(root, **{**options, "split": [0.2, 0.2, 0.6]})
+    other.setup("test")
+    trained = set(names(data.train_set)) & set(names(other.test_set))
+    count, example = len(trained), next(n for n in names(other.test_set) if n in trained)
+    told = rf"{count} of the \d clips for test are ones that the model was trained on, .* {example}"
+    with pytest.warns(UserWarning, match=told):
+        other.load_state_dict(state)

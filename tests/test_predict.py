@@ -435,3 +435,23 @@ def test_weights_that_were_exported_forecast_as_their_checkpoint_does(model, cap
     assert main(["export", "model.ckpt", "weights.safetensors"]) == 0
     predict(capsys, 0, "clip.npy", "--pretrained", "weights.safetensors")
     close(forecast_of("clip"), model.forecast(CLIP[-2:], 10))
+
+
+@pytest.mark.parametrize("words", [(), ("--frame_step", 3)])
+def test_frames_are_taken_as_far_apart_as_in_training(capsys, words):
+    model = build(frame_step=3 if not words else 1)
+    clip = RNG.integers(0, 256, (9, 1, 14, 15), dtype=np.uint8)
+    np.save("a.npy", clip)
+    predict(capsys, 0, "a.npy", *CKPT, "--steps", 2, *words)
+    close(forecast_of("a"), model.forecast(clip[[5, 8]], 2))
+    predict(capsys, 0, "a.npy", *CKPT, "--steps", 2, "--compare", "--out", "held", *words)
+    close(np.load("held/a.npy"), model.forecast(clip[[2, 5]], 2))
+    np.save("short.npy", clip[:3])
+    (error,) = predict(capsys, 1, "short.npy", *CKPT, *words)[1]
+    assert "has 3 frames, and with every 3rd taken 1, the forecast needs 2" in error
+
+
+def test_a_frame_step_below_one_is_a_mistake(model, capsys):
+    np.save("a.npy", CLIP)
+    _, errors = predict(capsys, 2, "a.npy", *CKPT, "--frame_step", 0)
+    assert "--frame_step must be >= 1, got 0" in errors[0]

@@ -120,3 +120,11 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path):
     with pytest.raises(ValueError, match=r"img\.png: .*too large: make it smaller") as caught:
         open_clip(tmp_path)
     one_line(caught)
+
+
+def test_a_stack_of_pictures_in_one_file_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "clip", np.zeros((3, 8, 9), dtype=np.uint8), ".tif")
+    pages = [Image.new("L", (9, 8)) for _ in range(5)]
+    pages[0].save(folder / "img2.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"img2\.tif: 5 pictures in one file: .*\.npy"):
+        read_clip(folder)

@@ -241,3 +241,11 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r"a\.mp4: .* pip install av$"):
         read_clip(path)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "gbrp12le"])
+def test_colour_of_more_than_8_bits_says_so(tmp_path, pixels):
+    frames = np.random.default_rng(0).integers(0, 2**16, (3, 8, 10, 3), dtype=np.uint16)
+    write_video(tmp_path / "a.mkv", frames, "ffv1", pixels, source="rgb48le")
+    clip = open_clip(tmp_path / "a.mkv")
+    assert clip.dtype == clip.read(0, 3).dtype == np.uint16

@@ -1,6 +1,6 @@
 """What Lightning's hooks call while a run trains or is tested."""
 
-from convlstm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoint
+from convlstm.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from convlstm.callbacks.forecasts import ForecastWriter
 from convlstm.callbacks.guard import GradientGuard, NonFinite
 from convlstm.callbacks.interruption import Interruption, TrainingStopped
@@ -14,6 +14,7 @@ from convlstm.callbacks.watch import ValidationWatch
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BestCheckpoint",
     "ForecastWriter",
     "GradientGuard",
     "Interruption",
@@ -27,5 +28,4 @@ __all__ = [
     "TestReport",
     "TrainingStopped",
     "ValidationWatch",
-    "best_checkpoint",
 ]

@@ -13,11 +13,38 @@ from convlstm.checkpoint import read_checkpoint
 from convlstm.files import remove_leftovers, replacing
 
 
-def best_checkpoint(folder: Path) -> ModelCheckpoint:
-    """Keeps `best.ckpt`: the weights with the lowest val/mse so far."""
-    return ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="val/mse", enable_version_counter=False
-    )
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`: the weights with the lowest val/mse so far.
+
+    A training goes on to beat that score wherever the run's directory was moved to meanwhile.
+
+    Args:
+        folder: Where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder, filename="best", monitor="val/mse", enable_version_counter=False
+        )
+
+    @property
+    def state_key(self) -> str:
+        """The name of this callback's state in a checkpoint: Lightning's own."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state of a checkpoint, whose paths may be those of another place."""
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        paths = ("best_model_path", "last_model_path", "kth_best_model_path")
+        moved = {name: here(state_dict[name]) for name in paths if name in state_dict}
+        best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict(
+            {**state_dict, **moved, "dirpath": self.dirpath, "best_k_models": best}
+        )
 
 
 Place = Literal["step", "validation", "epoch end"]

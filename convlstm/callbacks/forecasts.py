@@ -5,8 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from rich.console import Console
 
+from convlstm.console import plain_console
 from convlstm.render import save_gif, save_strip
 
 
@@ -40,5 +40,5 @@ class ForecastWriter(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says where they are."""
-        console = Console(soft_wrap=True, highlight=False, quiet=not trainer.is_global_zero)
+        console = plain_console(not trainer.is_global_zero)
         console.print(f"Forecasts as GIF and film strip: {self.directory}")

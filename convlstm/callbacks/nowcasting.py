@@ -8,10 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from convlstm.console import plain_console
 from convlstm.files import replacing
 from convlstm.nowcasting import NowcastingScores
 from convlstm.pixels import to_unit
@@ -65,7 +65,7 @@ class NowcastingReport(Callback):
         model, baseline = self.model.compute(), self.baseline.compute()
         if not trainer.is_global_zero:
             return
-        console = Console(soft_wrap=True, highlight=False)
+        console = plain_console()
         console.print(scores_table(self.model.thresholds, model, baseline))
         content = {
             "thresholds": self.model.thresholds,

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
-from rich.console import Console
+
+from convlstm.console import plain_console
 
 
 class ProgressBar(RichProgressBar):
@@ -62,6 +63,6 @@ class ProgressBar(RichProgressBar):
 
 def _print(trainer: pl.Trainer, line: str) -> None:
     """Writes a line where there is no terminal to draw a bar on."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     if trainer.is_global_zero and not console.is_terminal:
         console.print(line)

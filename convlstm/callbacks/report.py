@@ -6,10 +6,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from convlstm.console import plain_console
 from convlstm.files import replacing
 from convlstm.metrics import METRICS
 from convlstm.module import VideoPredictor
@@ -46,7 +46,7 @@ class TestReport(Callback):
         model, baseline = pl_module.test_metrics.summary(), pl_module.baseline_metrics.summary()
         if not trainer.is_global_zero:
             return
-        console = Console(soft_wrap=True, highlight=False)
+        console = plain_console()
         console.print(metrics_table(model, baseline))
         entropy = trainer.callback_metrics.get("test/cross_entropy")
         if entropy is not None:

@@ -1,6 +1,7 @@
 """The command `convlstm`: its verbs, found here by name."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -113,4 +114,7 @@ def one_line(error: Exception) -> str:
     """An error's message on one line; of the system's, what happened to which file."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if text.startswith("Caught ") and " in DataLoader worker process " in text:
+        text = re.split(r"\n\w*Error: ", text)[-1]  # what follows the traceback
+    return " ".join(text.split()) or type(error).__name__

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import predict, train
 from convlstm.cli.parser import OneLineErrors
+from convlstm.console import plain_console
 from convlstm.files import replacing
 from convlstm.pretrained import example_clips
 
@@ -59,7 +59,7 @@ def run(args: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=str, default="demo", help="The folder to write to.")
     out = Path(parser.parse_args(list(args)).out)
-    console = Console(soft_wrap=True)
+    console = plain_console()
     last = out / "checkpoints" / "last.ckpt"
     marker = out / ".demo"
     if last.exists() and not marker.exists():
@@ -96,5 +96,5 @@ def run(args: Sequence[str]) -> int:
         ("test/lead_time.png", "how the error grows with the lead time"),
         ("checkpoints/best.ckpt", "the model: convlstm predict CLIP --ckpt_path …"),
     ):
-        console.print(f"  {out / name}  {what}", highlight=False)
+        console.print(f"  {out / name}  {what}")
     return 0

@@ -17,6 +17,7 @@ from convlstm.cli.comparison import compare
 from convlstm.cli.memory import ADVICE, check_memory, is_out_of_memory
 from convlstm.cli.outputs import Format, Outputs
 from convlstm.cli.parser import OneLineErrors
+from convlstm.console import plain_console
 from convlstm.module import VideoPredictor, load
 from datamodules import find_clips, open_clip
 from datamodules.clips.fitting import fitted
@@ -92,6 +93,12 @@ def _parse(args: Sequence[str]) -> Namespace:
         help="How many of a clip's last frames to forecast from. Default: as in training.",
     )
     parser.add_argument(
+        "--frame_step",
+        type=int | None,
+        default=None,
+        help="Take every n-th frame of a clip. Default: as in training.",
+    )
+    parser.add_argument(
         "--compare",
         action="store_true",
         help="Hold back the clip's last frames, as many as --steps if it has them, forecast them "
@@ -133,6 +140,8 @@ def _parse(args: Sequence[str]) -> Namespace:
         parser.error(f"--steps must be >= 1, got {options.steps}")
     if options.context is not None and options.context < 1:
         parser.error(f"--context must be >= 1, got {options.context}")
+    if options.frame_step is not None and options.frame_step < 1:
+        parser.error(f"--frame_step must be >= 1, got {options.frame_step}")
     if options.resize not in (None, "trained"):
         sides = re.fullmatch(r"0*([1-9]\d*)x0*([1-9]\d*)", options.resize)
         if sides is None:
@@ -180,18 +189,21 @@ def _forecast(
     """Forecasts one clip, writes its files and prints their names."""
     clip = open_clip(path, axes=options.axes, array=options.array)
     length = options.context or model.hparams["context_length"]
-    if clip.num_frames < length + options.compare:
+    every = options.frame_step or model.hparams["frame_step"]
+    there = (clip.num_frames - 1) // every + 1
+    of_them = "" if every == 1 else f", and with every {_ordinal(every)} taken {there}"
+    if there < length + options.compare:
         more = " and one to compare with" if options.compare else ""
         raise ValueError(
-            f"{path}: the clip has {clip.num_frames} frames, the forecast needs {length}{more}: "
-            "give a longer clip, or a smaller --context"
+            f"{path}: the clip has {clip.num_frames} frames{of_them}, the forecast needs "
+            f"{length}{more}: give a longer clip, or a smaller --context"
         )
-    held_back = min(options.steps, clip.num_frames - length) if options.compare else 0
+    held_back = min(options.steps, there - length) if options.compare else 0
     if model.device.type == "cpu":
         at_once = length if model.network.autoregressive else max(length, options.steps)
         check_memory(model.network, at_once, size or clip.frame_size)
-    first = clip.num_frames - length - held_back
-    frames = clip.read(first, clip.num_frames, channels=model.network.channels)
+    first = clip.num_frames - 1 - (length + held_back - 1) * every  # the last is the clip's last
+    frames = clip.read(first, clip.num_frames, every, channels=model.network.channels)
     if size is not None:
         frames = np.stack([fitted(frame, size, "cover") for frame in frames])
     known = torch.from_numpy(frames)
@@ -199,16 +211,21 @@ def _forecast(
     forecast: Tensor = model.forecast(context, options.steps)
     comparison = compare(context, forecast, truth) if options.compare else None
     written = outputs.write(path, context, forecast, comparison)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(" ".join(map(str, written)), markup=False)
+    console = plain_console()
+    console.print(" ".join(map(str, written)))
     if comparison is not None:
         if held_back < options.steps:
             console.print(
                 f"{path}: {held_back} of the {options.steps} forecast frames could be compared, as "
-                f"the clip has {clip.num_frames} frames and {length} of them are the context",
-                markup=False,
+                f"the clip has {clip.num_frames} frames{of_them} and {length} of them are the "
+                "context"
             )
         console.print(metrics_table(comparison.model, comparison.last_frame))
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 def _report(path: Path, error: Exception) -> int:

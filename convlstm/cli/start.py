@@ -222,6 +222,7 @@ def _check_options(model: Any, options: dict[str, Any], path: str, run_dir: Path
     """
     kept = {**DEFAULTS, **options}
     del kept["checkpoint_every"]
+    del kept["frame_step"]  # the data checks its own
     for name, trained in kept.items():
         noted = name == "frame_size" and model["peephole"] != "full"  # when training begins
         if noted or model.get(name) == trained:

@@ -4,6 +4,7 @@ import logging
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rich.console import Console
 import datamodules  # noqa: F401 (so that configs may name its classes without the package)
 from convlstm.callbacks import (
     AtomicCheckpointIO,
+    BestCheckpoint,
     ForecastWriter,
     GradientGuard,
     Interruption,
@@ -38,13 +40,13 @@ from convlstm.callbacks import (
     TestReport,
     TrainingStopped,
     ValidationWatch,
-    best_checkpoint,
 )
 from convlstm.cli.configuration import find_mistake
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
+from convlstm.console import plain_console
 from convlstm.files import check_folder
 from convlstm.module import ENDLESS, VideoPredictor
 from datamodules import VideoDataModule
@@ -116,12 +118,12 @@ def run(verb: str, args: Sequence[str]) -> int:
                 args=[verb, *args],
             )
         except Finished as end:
-            rank_zero_only(Console(soft_wrap=True, highlight=False).print)(end)
+            rank_zero_only(plain_console().print)(end)
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
         except ValueError as error:
             # jsonargparse wraps what a class says of its arguments in an account of their types.
-            if isinstance(error.__cause__, ValueError):
+            if isinstance(error.__cause__, ValueError) and _raised_in("jsonargparse", error):
                 raise error.__cause__ from None
             raise
         except (MemoryError, RuntimeError) as error:
@@ -136,6 +138,17 @@ def _show_warning(
 ) -> None:
     """A warning in one line, without the place in the code that it comes from."""
     print(f"{TrainParser.command}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _raised_in(package: str, error: Exception) -> bool:
+    """Whether it is code of the package that raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == package
+
+
+def _frame_step(data: Any) -> int:
+    """That of the data, or 1 where its class has none."""
+    return int((data.get("init_args") or {}).get("frame_step", 1))
 
 
 class TrainParser(OneLineErrors, LightningArgumentParser):
@@ -173,6 +186,7 @@ class VideoCLI(LightningCLI):
             "NAME being that of the first configuration file.",
         )
         parser.link_arguments("data.init_args.context_length", "model.context_length")
+        parser.link_arguments("data", "model.frame_step", compute_fn=_frame_step)
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -337,13 +351,13 @@ class VideoCLI(LightningCLI):
             StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
             GradientGuard(config.nonfinite),
             *([LearningRateMonitor("step"), ValidationWatch()] if logs else []),
-            best_checkpoint(folder),
+            BestCheckpoint(folder),
             last,
         ]
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says what came of it."""
-        console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
+        console = plain_console(not self.trainer.is_global_zero)
         if self.trainer.is_global_zero:
             # Lightning opens the logs before it asks for the data.
             self.datamodule.trainer = self.trainer
@@ -407,7 +421,7 @@ class VideoCLI(LightningCLI):
 
     def _say_whose_metrics(self, doing: str) -> None:
         config = self.config[self.config.subcommand]
-        console = Console(soft_wrap=True, highlight=False, quiet=not self.trainer.is_global_zero)
+        console = plain_console(not self.trainer.is_global_zero)
         console.print(f"{doing} {config.ckpt_path or f'the weights {config.pretrained}'}")
 
 

@@ -27,7 +27,7 @@ class FolderReader(ClipReader):
 
     Raises:
         OSError: If there is no such folder or something in it may not be read.
-        ValueError: If it has no images, or they differ in size or type.
+        ValueError: If it has no images, they differ in size or type, or one is a stack of several.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +41,12 @@ class FolderReader(ClipReader):
         self.num_frames = len(self.files)
         for file in self.files:
             with opened(file) as image:
+                pictures = getattr(image, "n_frames", 1)
+                if image.format == "TIFF" and pictures > 1:
+                    raise ValueError(
+                        f"{file}: {pictures} pictures in one file: save such a stack as an array "
+                        "(.npy), or each picture as a file"
+                    )
                 size, dtype = (image.height, image.width), pixel_type(image)
             if file == self.files[0]:
                 self._set_frame_size(*size)

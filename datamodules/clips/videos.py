@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from av.video.stream import VideoStream
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
 
@@ -67,7 +67,8 @@ class VideoReader(ClipReader):
         self.num_frames = len(self._times)
         (first,) = self._decoded(range(1))
         self._form = _form(first.format)
-        self.dtype = np.dtype(np.uint16 if "16" in self._form or "64" in self._form else np.uint8)
+        deep = self._form not in ("gray", "rgb24", "rgba")
+        self.dtype = np.dtype(np.uint16 if deep else np.uint8)
         if self._form.startswith("gray"):
             self._channels = 1
         self._quarter_turns = first.rotation // 90
