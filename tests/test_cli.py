@@ -556,6 +556,18 @@ def test_a_copied_run_that_goes_on_keeps_its_best_weights(config, tmp_path):
     assert Path("runs/copy/checkpoints/best.ckpt").read_bytes() == kept
 
 
+def test_a_moved_run_is_not_taken_for_another_one(config, capsys):
+    assert main(["fit", "-c", config]) == 0
+    Path("runs/small").rename("runs/old")
+    assert main(["fit", "-c", config]) == 0
+    for verb in (["test"], ["fit", "--resume"]):
+        line = fails(capsys, 1, *verb, "-c", "runs/old/config.yaml")
+        assert "moved here from runs/small: give --run_dir runs/old" in line
+    assert not Path("runs/small/test").exists()
+    assert main(["test", "-c", "runs/old/config.yaml", "--run_dir", "runs/old"]) == 0
+    assert Path("runs/old/test/metrics.json").exists()
+
+
 def test_paths_with_brackets_are_printed_as_they_are(config, capsys):
     assert main(["fit", "-c", config, "--run_dir", "runs/x[/y]"]) == 0
     assert "convlstm test -c 'runs/x[/y]/config.yaml'" in capsys.readouterr().out

@@ -146,6 +146,18 @@ def _raised_in(package: str, error: Exception) -> bool:
     return str(frame.f_globals.get("__name__")).partition(".")[0] == package
 
 
+def _refuse_moved(configs: Sequence[Any], run_dir: Path) -> None:
+    """A run's own configuration names its directory, which may have got another name since."""
+    for path in (Path(str(path)) for path in configs):
+        own = path.parent
+        is_runs = path.name == "config.yaml" and (own / "checkpoints").is_dir()
+        if is_runs and own.resolve() != run_dir.resolve():
+            raise ValueError(
+                f"{path} is of a run that was moved here from {run_dir}: give --run_dir "
+                f"{shlex.quote(str(own))}, or that of another run"
+            )
+
+
 def _frame_step(data: Any) -> int:
     """That of the data, or 1 where its class has none."""
     return int((data.get("init_args") or {}).get("frame_step", 1))
@@ -264,6 +276,8 @@ class VideoCLI(LightningCLI):
                 parser.error(f"{path}: {mistake}")
         _refuse_nulls(config.data)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
+        if not any(word.partition("=")[0] == "--run_dir" for word in args):
+            _refuse_moved(config.config or [], self.run_dir)
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
         if config.trainer.val_check_interval == 0:
