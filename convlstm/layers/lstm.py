@@ -22,6 +22,8 @@ class ConvLSTM(ConvRecurrence):
     (3, H, 1, 1) or (3, H, h, w); layers `_l1`, …, the backward direction `_reverse`. Gates are
     stacked i, f, g, o; peepholes i, f, o.
 
+    In float32 states are right to 1e-7, as absolute error: scale up signals far smaller than 1.
+
     Args:
         input_size: Channels of the input; 0 for a layer that runs on its state alone (the x of
             `forward` then has 0 channels and only says how many steps, and how large).
