@@ -358,6 +358,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "broken.yaml"], 2, "line 1, column 8"),
         (["fit", "-c", "twice.yaml"], 2, "twice.yaml: line 2: run_dir is there twice"),
         (["fit", "-c", "empty.yaml"], 2, "must be a mapping of options, got nothing"),
+        (["fit", "-c", "video.mp4"], 2, "what -c names is no configuration"),
         (["fit", "-c", "small.yaml", "--data.frame_size", "20"], 1, "frame_size is 20"),
         (["fit", "-c", "small.yaml", "--model.hidden_sizes", "[]"], 1, "hidden_sizes"),
         (["fit", "-c", "small.yaml", "--trainer.max_steps", "-1"], 1, "trainer.max_steps"),
@@ -400,6 +401,7 @@ def test_a_users_mistake_is_one_line_with_the_right_status(
         file.write("model: [1, 2")
     with open("twice.yaml", "w") as file:  # noqa: PTH123
         file.write("run_dir: a\nrun_dir: b\n" + yaml.safe_dump(CONFIG))
+    Path("video.mp4").write_bytes(b"\xff\x00\xfe")
     with open("empty.yaml", "w"):  # noqa: PTH123
         pass
     before = files(tmp_path)

@@ -141,6 +141,8 @@ def test_what_lies_behind_a_sequences_end_may_be_anything(kind, filler):
     [
         ([1], "2 whole lengths"),
         ([1.5, 2.0], "whole lengths"),
+        (["2", "1"], "whole lengths"),
+        ([[2], 1], "whole lengths"),
         ([True, True], "whole lengths"),
         ([0, 5], "from 1 to T = 5"),
         ([6, 5], "from 1 to T = 5"),

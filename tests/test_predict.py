@@ -455,3 +455,8 @@ def test_a_frame_step_below_one_is_a_mistake(model, capsys):
     np.save("a.npy", CLIP)
     _, errors = predict(capsys, 2, "a.npy", *CKPT, "--frame_step", 0)
     assert "--frame_step must be >= 1, got 0" in errors[0]
+
+
+def test_an_empty_name_is_a_mistake(model, capsys):
+    for words in (["", *CKPT], ["a.npy", *CKPT, "--out", ""]):
+        assert "empty name" in predict(capsys, 2, *words)[1][0]

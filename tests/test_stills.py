@@ -128,3 +128,19 @@ def test_a_stack_of_pictures_in_one_file_is_refused(tmp_path):
     pages[0].save(folder / "img2.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(ValueError, match=r"img2\.tif: 5 pictures in one file: .*\.npy"):
         read_clip(folder)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_jpegs_are_turned_upright(tmp_path, orientation):
+    (tmp_path / "clip").mkdir()
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = np.zeros((16, 24), dtype=np.uint8)
+    picture[:8, :8] = 255  # top left
+    for number in range(2):
+        Image.fromarray(picture).save(tmp_path / "clip" / f"{number}.jpg", exif=exif)
+    clip = open_clip(tmp_path / "clip")
+    frames = clip.read(0, 2)
+    assert clip.frame_size == frames.shape[2:] == ((24, 16) if orientation == 6 else (16, 24))
+    bright = np.argwhere(frames[1, 0] > 128)
+    assert bright.min(0).tolist() == {1: [0, 0], 3: [8, 16], 6: [0, 8]}[orientation]

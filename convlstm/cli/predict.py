@@ -136,6 +136,8 @@ def _parse(args: Sequence[str]) -> Namespace:
     options = parser.parse_args(list(args))
     if (options.ckpt_path is None) == (options.pretrained is None):
         parser.error("give either --ckpt_path or --pretrained")
+    if "" in (*options.files, options.out):
+        parser.error("a file or folder has an empty name")
     if options.steps < 1:
         parser.error(f"--steps must be >= 1, got {options.steps}")
     if options.context is not None and options.context < 1:

@@ -268,7 +268,10 @@ class VideoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and settles the run's directory and the checkpoint."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except UnicodeDecodeError:
+            parser.error("what -c names is no configuration, which would be text")
         config = self.config[self.config.subcommand]
         for path in config.config or []:
             mistake = find_mistake(Path(str(path)).read_text(encoding="utf-8"))

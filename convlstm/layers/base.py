@@ -245,10 +245,16 @@ def _check_dtype(x: Tensor, weight: Tensor | None) -> None:
 
 def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
-    values = torch.as_tensor(lengths)  # checked where they are: a GPU would have to be waited for
+    expected = f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}"
+    try:
+        values = torch.as_tensor(
+            lengths
+        )  # checked where they are: a GPU would have to be waited for
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(expected) from error
     whole = not values.is_floating_point() and values.dtype != torch.bool
     if values.shape != x.shape[1:2] or not whole:
-        raise ValueError(f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}")
+        raise ValueError(expected)
     if ((values < 1) | (values > len(x))).any():
         raise ValueError(f"lengths must be from 1 to T = {len(x)}, got {values.tolist()}")
     return values.to(x.device, torch.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 
 from datamodules.clips.errors import damage
 from datamodules.clips.folders import children
@@ -15,12 +16,15 @@ from datamodules.clips.reader import ClipReader
 
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
+CAMERAS = ("JPEG", "MPO")  # formats in which cameras note how they were held
+LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
 
 class FolderReader(ClipReader):
     """A clip whose frames are the images in a folder, in natural order (img2 before img10).
 
     Images are 8-bit of any kind, 16-bit gray, or gray floats in [0, 1]; 16-bit colour is reduced
-    to 8 bits.
+    to 8 bits. JPEGs are turned upright as their file says.
 
     Args:
         path: The folder; what is no image in it is passed over.
@@ -47,7 +51,7 @@ class FolderReader(ClipReader):
                         f"{file}: {pictures} pictures in one file: save such a stack as an array "
                         "(.npy), or each picture as a file"
                     )
-                size, dtype = (image.height, image.width), pixel_type(image)
+                size, dtype = _upright_size(image), pixel_type(image)
             if file == self.files[0]:
                 self._set_frame_size(*size)
                 self.dtype = dtype
@@ -67,5 +71,14 @@ class FolderReader(ClipReader):
         for number in numbers:
             file = self.files[number]
             with opened(file) as image, damage(file, "image"):
+                if image.format in CAMERAS:
+                    ImageOps.exif_transpose(image, in_place=True)
                 frame = pixels(image)
             yield frame
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image turned as its EXIF data says, before it is."""
+    if image.format in CAMERAS and image.getexif().get(ExifTags.Base.Orientation) in LYING:
+        return image.width, image.height
+    return image.height, image.width
