@@ -247,9 +247,8 @@ def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
     expected = f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}"
     try:
-        values = torch.as_tensor(
-            lengths
-        )  # checked where they are: a GPU would have to be waited for
+        # Checked where they are: a GPU would have to be waited for.
+        values = torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(expected) from error
     whole = not values.is_floating_point() and values.dtype != torch.bool
