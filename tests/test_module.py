@@ -145,6 +145,16 @@ def test_teacher_forcing_falls_from_one_to_zero_over_the_given_steps(tmp_path):
     assert build(forecaster="autoregressive").teacher_forcing == 0
 
 
+def test_a_trainers_predict_gives_the_forecasts(tmp_path):
+    model, data = build(), clips(3)
+    first, second = trainer(tmp_path).predict(model, DataLoader(data, batch_size=2))
+    forecasts = torch.cat([first, second])
+    for clip, forecast in zip(data, forecasts, strict=True):
+        steps = len(clip["target"])
+        expected = model.forecast(clip["context"], steps)
+        torch.testing.assert_close(forecast.clamp(0, 1), expected, rtol=0, atol=1e-6)
+
+
 def test_validation_and_test_metrics_are_those_of_all_clips_together(tmp_path):
     model = build()
     data = clips(5)

@@ -16,6 +16,7 @@ KINDS = {
     "mp4": ("a.mp4", "libx264", "yuv420p", {}, 12),
     "mp4, all frames are key frames": ("a.mp4", "libx264", "yuv420p", {"g": "1"}, 12),
     "mp4, MPEG-4": ("a.mp4", "mpeg4", "yuv420p", {}, 14),
+    "m4v": ("a.m4v", "libx264", "yuv420p", {}, 12),
     "mov": ("a.mov", "libx264", "yuv444p", {"qp": "0"}, 1),
     "mov with alpha": ("a.mov", "qtrle", "argb", {}, 0),
     "mov, 16 bit with alpha": ("a.mov", "png", "rgba64be", {}, 0.5),
