@@ -192,8 +192,14 @@ class ClipDataModule(VideoDataModule):
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder: set data.root to that of your clips")
-        folders = {f.name.lower(): f for f in children(root) if f.is_dir()}
-        ready = any(name in folders for name in SPLITS)
+        own = [f for f in children(root) if f.is_dir() and f.name.lower() in SPLITS]
+        folders = {folder.name.lower(): folder for folder in own}
+        if len(folders) < len(own):
+            raise ValueError(
+                f"{root}: {', '.join(f.name for f in own)} differ in the case of letters alone: "
+                "make one folder a split"
+            )
+        ready = bool(folders)
         if ready and split not in folders:
             raise FileNotFoundError(
                 f"{root / split}: no such folder, but {root} has others of "
@@ -238,7 +244,8 @@ class ClipDataModule(VideoDataModule):
         Warns where clips that the model was trained on are among those for validation or test.
 
         Raises:
-            ValueError: Clips, windows, batch size, devices or seed differ from the checkpoint's.
+            ValueError: Clips, windows, how frames are read, batch size, devices or seed differ from
+                the checkpoint's.
         """
         super().load_state_dict(state_dict)
         now = self.state_dict()
@@ -253,7 +260,7 @@ class ClipDataModule(VideoDataModule):
                 f"{self.root}: frames are not read as they were for the checkpoint: keep channels, "
                 "frame_size, fit, axes and array as they were"
             )
-        trained_on = state_dict.get("trained_on", [])
+        trained_on = {name: range(*ends) for name, *ends in state_dict.get("trained_on", [])}
         for split, windows in (("validation", self.val_set), ("test", self.test_set)):
             parts = [] if windows is None else windows.parts
             seen = [part.name for part in parts if _overlaps(part, trained_on)]
@@ -269,10 +276,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def _overlaps(part: Part, others: list[list[int]]) -> bool:
-    """Whether a part shares frames with others, each the digest of its name, first and last."""
-    name = _digest(part.name)
-    return any(
-        name == other and part.frames.start < stop and start < part.frames.stop
-        for other, start, stop in others
-    )
+def _overlaps(part: Part, others: dict[int, range]) -> bool:
+    """Whether a part shares frames with that of the same clip among others, by digests of names."""
+    other = others.get(_digest(part.name), range(0))
+    return part.frames.start < other.stop and other.start < part.frames.stop

@@ -556,6 +556,10 @@ def test_a_copied_run_that_goes_on_keeps_its_best_weights(config, tmp_path):
     assert main(["fit", "-c", config, *words, "--resume"]) == 0
     assert torch.load("runs/copy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert Path("runs/copy/checkpoints/best.ckpt").read_bytes() == kept
+    Path("runs/copy/checkpoints/best.ckpt").unlink()  # left behind
+    words[-1] = "5"
+    assert main(["fit", "-c", config, *words, "--resume"]) == 0
+    assert Path("runs/copy/checkpoints/best.ckpt").exists()
 
 
 def test_a_moved_run_is_not_taken_for_another_one(config, capsys):

@@ -103,6 +103,10 @@ def test_folders_train_val_and_test_are_the_splits(tmp_path):
     ]
     (tmp_path / "test").rename(tmp_path / "Test")
     assert names(ready(tmp_path).test_set) == ["Test/0.gif", "Test/1.gif", "Test/2.gif"]
+    (tmp_path / "test").mkdir()
+    with pytest.raises(ValueError, match=r"Test, test, .*make one folder a split|test, Test, "):
+        module(tmp_path).setup("fit")
+    (tmp_path / "test").rmdir()
     (tmp_path / "val").rename(tmp_path / "validation")
     with pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"):
         module(tmp_path).setup("fit")

@@ -448,7 +448,7 @@ def test_frames_are_taken_as_far_apart_as_in_training(capsys, words):
     close(np.load("held/a.npy"), model.forecast(clip[[2, 5]], 2))
     np.save("short.npy", clip[:3])
     (error,) = predict(capsys, 1, "short.npy", *CKPT, *words)[1]
-    assert "has 3 frames, and with every 3rd taken 1, the forecast needs 2" in error
+    assert "has 3 frames (1 with a frame_step of 3), the forecast needs 2" in error
 
 
 def test_a_frame_step_below_one_is_a_mistake(model, capsys):

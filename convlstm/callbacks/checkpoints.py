@@ -16,7 +16,8 @@ from convlstm.files import remove_leftovers, replacing
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`: the weights with the lowest val/mse so far.
 
-    A training goes on to beat that score wherever the run's directory was moved to meanwhile.
+    A training goes on to beat that score wherever the run's directory was moved to meanwhile; one
+    whose `best.ckpt` was left behind makes a new one.
 
     Args:
         folder: Where the file goes.
@@ -39,6 +40,8 @@ class BestCheckpoint(ModelCheckpoint):
         def here(path: str) -> str:
             return str(folder / Path(path).name) if path else path
 
+        if not Path(here(state_dict["best_model_path"])).is_file():
+            return
         paths = ("best_model_path", "last_model_path", "kth_best_model_path")
         moved = {name: here(state_dict[name]) for name in paths if name in state_dict}
         best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}

@@ -40,5 +40,5 @@ class ForecastWriter(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says where they are."""
-        console = plain_console(not trainer.is_global_zero)
+        console = plain_console(quiet=not trainer.is_global_zero)
         console.print(f"Forecasts as GIF and film strip: {self.directory}")

@@ -1,6 +1,8 @@
 """What is wrong with a configuration file although jsonargparse takes it."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import yaml
 
@@ -25,6 +27,26 @@ def find_mistake(text: str) -> str | None:
         if not isinstance(content.get(key, {}), dict):
             return f"{key} must be a mapping of options, got {content[key]}"
     return None
+
+
+def refuse_moved(files: Iterable[Path], run_dir: Path) -> None:
+    """A run's own configuration names its directory, which may have got another name since.
+
+    Args:
+        files: Configuration files.
+        run_dir: The directory that they name.
+
+    Raises:
+        ValueError: One is of a run that is not in that directory.
+    """
+    for path in files:
+        own = path.parent
+        is_runs = path.name == "config.yaml" and (own / "checkpoints").is_dir()
+        if is_runs and own.resolve() != run_dir.resolve():
+            raise ValueError(
+                f"{path} is of a run that was moved here from {run_dir}: give --run_dir "
+                f"{shlex.quote(str(own))}, or that of another run"
+            )
 
 
 def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:

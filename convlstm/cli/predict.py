@@ -193,7 +193,7 @@ def _forecast(
     length = options.context or model.hparams["context_length"]
     every = options.frame_step or model.hparams["frame_step"]
     there = (clip.num_frames - 1) // every + 1
-    of_them = "" if every == 1 else f", and with every {_ordinal(every)} taken {there}"
+    of_them = "" if every == 1 else f" ({there} with a frame_step of {every})"
     if there < length + options.compare:
         more = " and one to compare with" if options.compare else ""
         raise ValueError(
@@ -223,11 +223,6 @@ def _forecast(
                 "context"
             )
         console.print(metrics_table(comparison.model, comparison.last_frame))
-
-
-def _ordinal(number: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 def _report(path: Path, error: Exception) -> int:

@@ -41,7 +41,7 @@ from convlstm.callbacks import (
     TrainingStopped,
     ValidationWatch,
 )
-from convlstm.cli.configuration import find_mistake
+from convlstm.cli.configuration import find_mistake, refuse_moved
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
@@ -144,18 +144,6 @@ def _raised_in(package: str, error: Exception) -> bool:
     """Whether it is code of the package that raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).partition(".")[0] == package
-
-
-def _refuse_moved(configs: Sequence[Any], run_dir: Path) -> None:
-    """A run's own configuration names its directory, which may have got another name since."""
-    for path in (Path(str(path)) for path in configs):
-        own = path.parent
-        is_runs = path.name == "config.yaml" and (own / "checkpoints").is_dir()
-        if is_runs and own.resolve() != run_dir.resolve():
-            raise ValueError(
-                f"{path} is of a run that was moved here from {run_dir}: give --run_dir "
-                f"{shlex.quote(str(own))}, or that of another run"
-            )
 
 
 def _frame_step(data: Any) -> int:
@@ -273,14 +261,15 @@ class VideoCLI(LightningCLI):
         except UnicodeDecodeError:
             parser.error("what -c names is no configuration, which would be text")
         config = self.config[self.config.subcommand]
-        for path in config.config or []:
-            mistake = find_mistake(Path(str(path)).read_text(encoding="utf-8"))
+        files = [Path(str(path)) for path in config.config or []]
+        for path in files:
+            mistake = find_mistake(path.read_text(encoding="utf-8"))
             if mistake is not None:
                 parser.error(f"{path}: {mistake}")
         _refuse_nulls(config.data)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         if not any(word.partition("=")[0] == "--run_dir" for word in args):
-            _refuse_moved(config.config or [], self.run_dir)
+            refuse_moved(files, self.run_dir)
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
         if config.trainer.val_check_interval == 0:
@@ -374,7 +363,7 @@ class VideoCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, and says what came of it."""
-        console = plain_console(not self.trainer.is_global_zero)
+        console = plain_console(quiet=not self.trainer.is_global_zero)
         if self.trainer.is_global_zero:
             # Lightning opens the logs before it asks for the data.
             self.datamodule.trainer = self.trainer
@@ -438,7 +427,7 @@ class VideoCLI(LightningCLI):
 
     def _say_whose_metrics(self, doing: str) -> None:
         config = self.config[self.config.subcommand]
-        console = plain_console(not self.trainer.is_global_zero)
+        console = plain_console(quiet=not self.trainer.is_global_zero)
         console.print(f"{doing} {config.ckpt_path or f'the weights {config.pretrained}'}")
 
 

@@ -45,8 +45,8 @@ class FolderReader(ClipReader):
         self.num_frames = len(self.files)
         for file in self.files:
             with opened(file) as image:
-                pictures = getattr(image, "n_frames", 1)
-                if image.format == "TIFF" and pictures > 1:
+                pictures = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+                if pictures > 1:
                     raise ValueError(
                         f"{file}: {pictures} pictures in one file: save such a stack as an array "
                         "(.npy), or each picture as a file"
