@@ -19,6 +19,30 @@ from convlstm.cells.base import HiddenStateCell, Kernel, recurrence_parameters
 from convlstm.convolution import same_conv2d
 
 
+def gru_gates(
+    input_gates: Tensor, hidden_gates: Tensor, h: Tensor, bias_hh: Tensor | None = None
+) -> Tensor:
+    """Turns the finished convolutions and the old hidden state into the new one.
+
+    Args:
+        input_gates: W_x * x + b, (B, 3H, h, w), in the order r, z, n.
+        hidden_gates: W_h * h, likewise.
+        h: Hidden state (B, H, h, w).
+        bias_hh: (H,), the bias inside of the reset candidate, or None.
+
+    Returns:
+        The new h (B, H, h, w).
+    """
+    x_r, x_z, x_n = input_gates.chunk(3, dim=1)
+    h_r, h_z, h_n = hidden_gates.chunk(3, dim=1)
+    if bias_hh is not None:
+        h_n = h_n + bias_hh.view(-1, 1, 1)
+    r = torch.sigmoid(x_r + h_r)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (1 - z) * n + z * h
+
+
 def gru_parameters(
     input_size: int,
     hidden_size: int,
@@ -75,12 +99,4 @@ class ConvGRUCell(HiddenStateCell):
             ValueError: The state has another shape.
         """
         self.check_state(input_gates, state)
-        h = state
-        x_r, x_z, x_n = input_gates.chunk(3, dim=1)
-        h_r, h_z, h_n = same_conv2d(h, self.weight_hh).chunk(3, dim=1)
-        if self.bias_hh is not None:
-            h_n = h_n + self.bias_hh.view(-1, 1, 1)
-        r = torch.sigmoid(x_r + h_r)
-        z = torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * h_n)
-        return (1 - z) * n + z * h
+        return gru_gates(input_gates, same_conv2d(state, self.weight_hh), state, self.bias_hh)

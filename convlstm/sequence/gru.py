@@ -23,6 +23,7 @@ from convlstm.sequence.common import (
     step_rows,
     wants_gradient,
 )
+from convlstm.sequence.stepwise import gru_steps
 
 
 def gru_sequence(
@@ -52,6 +53,8 @@ def gru_sequence(
     x, weight_ih, weight_hh, bias, bias_hh, h, mask = autocast_to(
         x, weight_ih, weight_hh, bias, bias_hh, h, mask
     )
+    if torch.compiler.is_exporting():
+        return gru_steps(x, weight_ih, weight_hh, bias, bias_hh, h, mask)
     keep = wants_gradient(x, weight_ih, weight_hh, bias, bias_hh, h)
     with as_it_is(x):
         outputs, last = _GRU.apply(x, weight_ih, weight_hh, bias, bias_hh, h, mask, keep)

@@ -23,6 +23,7 @@ from convlstm.sequence.common import (
     step_rows,
     wants_gradient,
 )
+from convlstm.sequence.stepwise import lstm_steps
 
 State = tuple[Tensor, Tensor]
 
@@ -56,6 +57,8 @@ def lstm_sequence(
     """
     h, c = state if state is not None else (None, None)
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
+    if torch.compiler.is_exporting():
+        return lstm_steps(x, weight_ih, weight_hh, bias, h, c, peephole, mask)
     keep = wants_gradient(x, weight_ih, weight_hh, bias, h, c, peephole)
     with as_it_is(x):
         outputs, cells, h, c = _LSTM.apply(

@@ -21,6 +21,7 @@ from convlstm.sequence.common import (
     rows,
     step_rows,
 )
+from convlstm.sequence.stepwise import rnn_steps
 
 
 def rnn_sequence(
@@ -46,6 +47,8 @@ def rnn_sequence(
         All hidden states (T, B, H, h, w) and the last one.
     """
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
+    if torch.compiler.is_exporting():
+        return rnn_steps(x, weight_ih, weight_hh, bias, h, mask)
     with as_it_is(x):
         outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask)
     return outputs, last
