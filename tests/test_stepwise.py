@@ -47,6 +47,16 @@ def test_an_exported_layer_equals_the_layer(name, with_state):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+def test_an_exported_layer_takes_other_lengths_than_it_was_exported_with():
+    layer = drawn(ConvLSTM(2, 3, bidirectional=True))
+    x = torch.rand(3, 4, 2, 5, 6, dtype=torch.float64)
+    exported = torch.export.export(layer, (x, None, torch.tensor([4, 1, 2]))).module()
+    lengths = torch.tensor([2, 4, 3])
+    mine, theirs = exported(x, None, lengths), layer(x, None, lengths)
+    for a, b in zip(parts(mine), parts(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     "options",
     [
