@@ -96,6 +96,20 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_trial_run_writes_nothing_wherever_it_is(config, tmp_path, capsys):
+    trial = ["fit", "-c", config, "--trainer.fast_dev_run", "true"]
+    assert main(trial) == 0
+    printed = capsys.readouterr().out
+    assert "a trial that writes nothing" in printed
+    assert "step 1 of 1: val/mse" in printed
+    assert "ckpt" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == [config]
+    assert main(["fit", "-c", config]) == 0  # nothing is in its way
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(trial) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
 def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):
     main(["fit", "-c", config])
     before = (tmp_path / "runs/small/config.yaml").read_text()

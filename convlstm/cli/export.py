@@ -47,5 +47,5 @@ def run(args: Sequence[str]) -> int:
     write_weights(
         out, checkpoint["state_dict"], checkpoint["hyper_parameters"], DTYPES[options.dtype]
     )
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{out}: {out.stat().st_size / 2**20:.2g} MiB")
     return 0

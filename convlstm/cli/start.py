@@ -154,7 +154,7 @@ def _find_checkpoint(config: Any, folder: Path) -> tuple[str | None, dict[str, A
         newest = newest_checkpoint(folder)
         return (None, {}) if newest is None else (str(newest[0]), newest[1])
     if name is None:
-        if any(folder.glob("[!.]*.ckpt")):
+        if any(folder.glob("[!.]*.ckpt")) and not config.trainer.fast_dev_run:
             raise ValueError(
                 f"{folder.parent} already holds a run: continue it with --resume, or name another "
                 "--run_dir"

@@ -343,19 +343,24 @@ class VideoCLI(LightningCLI):
             raise ValueError(str(error)) from error
 
     def _fit_callbacks(self, config: Any, logs: bool) -> list[Callback]:
+        seed = config.seed_everything
+        steps: list[Callback] = [
+            Processor(),
+            StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
+            GradientGuard(config.nonfinite),
+        ]
+        if config.trainer.fast_dev_run:  # to see that it runs: nothing is written
+            return steps
         self._dump_config()
         content = {**self.config_dump, "ckpt_path": None}  # a repetition starts anew
         del content["resume"]
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         folder = self.run_dir / "checkpoints"
         last = LastCheckpoint(folder)
-        seed = config.seed_everything
         return [
             Interruption(last),  # first: it may refuse to begin
             RunRecord(self.run_dir, text),
-            Processor(),
-            StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
-            GradientGuard(config.nonfinite),
+            *steps,
             *([LearningRateMonitor("step"), ValidationWatch()] if logs else []),
             BestCheckpoint(folder),
             last,
@@ -372,7 +377,9 @@ class VideoCLI(LightningCLI):
         if self.start.notice is not None:
             console.print(self.start.notice)
         count = sum(p.numel() for p in self.model.parameters())
-        console.print(f"Training {count:,} parameters; the run's directory is {self.run_dir}")
+        trial = bool(self.config.fit.trainer.fast_dev_run)
+        where = "a trial that writes nothing" if trial else f"the run's directory is {self.run_dir}"
+        console.print(f"Training {count:,} parameters; {where}")
         try:
             with self._signals_told_apart():
                 self.trainer.fit(**kwargs)
@@ -384,7 +391,8 @@ class VideoCLI(LightningCLI):
             if self.trainer.is_global_zero:
                 raise
             raise SystemExit(1) from None
-        self._say_what_next(console)
+        if not trial:
+            self._say_what_next(console)
 
     @contextmanager
     def _signals_told_apart(self) -> Iterator[None]:
