@@ -11,15 +11,15 @@ from convlstm import __version__
 HELP = """\
 usage: convlstm COMMAND [options]
 
-Continue a video: train ConvLSTM encoder-forecasters, and forecast with them.
+Video prediction: train ConvLSTM encoder-forecasters and forecast with them.
 
 commands:
-  demo       train a small model within minutes and see its forecasts; needs no data
-  fit        train a model as a configuration file says
-  validate   metrics of a trained model on the validation split
-  test       metrics of a trained model on the test split, against repeating the last frame
-  predict    continue your own clips
-  export     a checkpoint's weights and options as one small file
+  demo       train a small model in a few minutes and write its forecasts; needs no data
+  fit        train a model according to a configuration file
+  validate   compute metrics of a trained model on the validation split
+  test       compute metrics of a trained model on the test split, and of repeating the last frame
+  predict    forecast how your own clips continue
+  export     write a checkpoint's weights and options to one small file
 
 examples:
   convlstm demo
@@ -29,8 +29,8 @@ examples:
   convlstm predict clip.gif --ckpt_path runs/moving_mnist/checkpoints/best.ckpt --steps 20
 
 options:
-  -h, --help   this text; `convlstm COMMAND --help` has the options of a command
-  --version    the version of this program
+  -h, --help   show this help; `convlstm COMMAND --help` shows the options of a command
+  --version    show the version
 """
 
 

@@ -51,13 +51,12 @@ def run(args: Sequence[str]) -> int:
     """Forecasts with the shipped weights, trains, tests anew, and says where to look."""
     parser = DemoParser(
         prog="convlstm demo",
-        description="Forecast clips with weights that come with the program; then train a small "
-        "model on bouncing digits, load its checkpoint in a new process, compare its forecasts of "
-        "clips that it has not seen with repeating the last frame, and write them as pictures. "
-        "Takes a few minutes on two CPU cores and needs no data. An interrupted demo goes on where "
-        "it stopped.",
+        description="Forecast clips with the bundled weights. Then train a small model on bouncing "
+        "digits, load its checkpoint in a new process, compare its forecasts of unseen clips with "
+        "repeating the last frame, and write the forecasts as images. Takes a few minutes on two "
+        "CPU cores and needs no data. An interrupted demo resumes where it stopped.",
     )
-    parser.add_argument("--out", type=str, default="demo", help="The folder to write to.")
+    parser.add_argument("--out", type=str, default="demo", help="Output folder.")
     out = Path(parser.parse_args(list(args)).out)
     console = plain_console()
     last = out / "checkpoints" / "last.ckpt"

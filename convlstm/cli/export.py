@@ -24,18 +24,18 @@ def run(args: Sequence[str]) -> int:
     """Reads the checkpoint and writes the file."""
     parser = ExportParser(
         prog="convlstm export",
-        description="Write the weights and options of a checkpoint, without its optimizer, as one "
-        "safetensors file. VideoPredictor.from_pretrained and --pretrained read it.",
+        description="Write the weights and options of a checkpoint, without its optimizer, to a "
+        "single safetensors file, which VideoPredictor.from_pretrained and --pretrained read.",
     )
     parser.add_argument(
-        "checkpoint", type=str, help="Such as runs/moving_mnist/checkpoints/best.ckpt."
+        "checkpoint", type=str, help="Checkpoint, e.g. runs/moving_mnist/checkpoints/best.ckpt."
     )
-    parser.add_argument("out", type=str, help="The file to write, NAME.safetensors.")
+    parser.add_argument("out", type=str, help="File to write, NAME.safetensors.")
     parser.add_argument(
         "--dtype",
         type=Literal["float32", "float16", "bfloat16"],
         default="float32",
-        help="What the weights are stored as; they are float32 again when they are read.",
+        help="Type in which the weights are stored; they are converted to float32 when read.",
     )
     options = parser.parse_args(list(args))
     out = Path(options.out)

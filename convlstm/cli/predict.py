@@ -59,80 +59,79 @@ def run(args: Sequence[str]) -> int:
 def _parse(args: Sequence[str]) -> Namespace:
     parser = PredictParser(
         prog="convlstm predict",
-        description="Continue clips with a trained model. For each clip this writes NAME.gif "
-        "(animation), NAME.png (film strip) and NAME.npy (the forecast frames, float32 in [0, 1], "
-        "of shape (steps, channels, height, width)). Colour clips become gray for a model that was "
-        "trained on gray ones, and the other way around; frames may have any size.",
+        description="Forecast how clips continue, with a trained model. For each clip, the command "
+        "writes NAME.gif (animation), NAME.png (film strip) and NAME.npy (the forecast frames, "
+        "float32 in [0, 1], of shape (steps, channels, height, width)). Colour clips are converted "
+        "to gray for a model trained on gray clips, and vice versa. Frames may have any size.",
     )
     parser.add_argument(
         "files",
         type=str,
         nargs="+",
-        help="Clips, and folders of them: GIF, PNG, WebP; MP4, MOV, AVI, MKV, WebM (these need the "
-        "extra 'video'); .npy, .npz of shape (T, H, W), (T, C, H, W) or (T, H, W, C) with uint8, "
-        "uint16 or floats in [0, 1]. A folder of images is a clip.",
+        help="Clips, and folders of clips: GIF, PNG, WebP; MP4, MOV, AVI, MKV, WebM (these require "
+        "the extra 'video'); .npy, .npz of shape (T, H, W), (T, C, H, W) or (T, H, W, C) with "
+        "uint8, uint16 or floats in [0, 1]. A folder of images is a clip.",
     )
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
         default=None,
-        help="The checkpoint, such as runs/moving_mnist/checkpoints/best.ckpt.",
+        help="Checkpoint of the model, such as runs/moving_mnist/checkpoints/best.ckpt.",
     )
     parser.add_argument(
         "--pretrained",
         type=str | None,
         default=None,
-        help="Instead of a checkpoint: weights that come with the package (moving-mnist), or a "
-        "file that `convlstm export` wrote.",
+        help="Instead of a checkpoint: bundled weights (moving-mnist), or a file written by "
+        "`convlstm export`.",
     )
-    parser.add_argument("--steps", type=int, default=10, help="How many frames to forecast.")
+    parser.add_argument("--steps", type=int, default=10, help="Number of frames to forecast.")
     parser.add_argument(
         "--context",
         type=int | None,
         default=None,
-        help="How many of a clip's last frames to forecast from. Default: as in training.",
+        help="Number of context frames, the last ones of each clip. Default: as in training.",
     )
     parser.add_argument(
         "--frame_step",
         type=int | None,
         default=None,
-        help="Take every n-th frame of a clip. Default: as in training.",
+        help="Use every n-th frame of a clip. Default: as in training.",
     )
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="Hold back the clip's last frames, as many as --steps if it has them, forecast them "
-        "from those before, and show both beside each other. Prints metrics by lead time, and "
-        "writes them to NAME.json.",
+        help="Hold back the last frames of each clip (as many as --steps, or fewer in a short "
+        "clip), forecast them from the frames before, and show both side by side. Prints metrics "
+        "by lead time, and writes them to NAME.json.",
     )
     parser.add_argument(
         "--resize",
         type=str | None,
         default=None,
-        help="Bring frames to a size first: HEIGHTxWIDTH in pixels, or 'trained' for the size that "
-        "the model was trained on. Sides that are too long for it are cut off evenly.",
+        help="Resize frames first: HEIGHTxWIDTH in pixels, or 'trained' for the size of the "
+        "training frames. Frames are cropped evenly to the new aspect ratio.",
     )
     parser.add_argument(
         "--format",
         type=Format,
         nargs="+",
         default=["gif", "png", "npy"],
-        help="What to write: gif, mp4 (these two are animations), png (film strip), npy (frames).",
+        help="Files to write: gif, mp4 (animations), png (film strip), npy (forecast frames).",
     )
     parser.add_argument(
         "--axes",
         type=str | None,
         default=None,
-        help="What the axes of .npy and .npz files are, such as HWT, where they differ from those "
-        "above.",
+        help="Axes of .npy and .npz files, such as HWT, if they differ from the shapes above.",
     )
     parser.add_argument(
         "--array",
         type=str | None,
         default=None,
-        help="The name of the array in .npz files that have several.",
+        help="Name of the array in .npz files with several arrays.",
     )
-    parser.add_argument("--out", type=str, default="forecasts", help="The folder to write to.")
+    parser.add_argument("--out", type=str, default="forecasts", help="Output folder.")
     options = parser.parse_args(list(args))
     if (options.ckpt_path is None) == (options.pretrained is None):
         parser.error("give either --ckpt_path or --pretrained")

@@ -55,9 +55,9 @@ DESCRIPTIONS = {
     "fit": "Train a model: convlstm fit -c configs/moving_mnist.yaml [--KEY VALUE ...]. Every key "
     "of the configuration is also an option, such as --trainer.max_steps 2000, "
     "--model.learning_rate 0.0005 or --data.batch_size 8.",
-    "validate": "Metrics of a trained model on the validation split: convlstm validate -c "
+    "validate": "Compute metrics of a trained model on the validation split: convlstm validate -c "
     "runs/moving_mnist/config.yaml.",
-    "test": "Metrics of a trained model on the test split, beside those of repeating the last "
+    "test": "Compute metrics of a trained model on the test split, and of repeating the last "
     "frame: convlstm test -c runs/moving_mnist/config.yaml.",
 }
 
@@ -182,8 +182,8 @@ class VideoCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="The run's directory: configuration, logs and checkpoints. Default: runs/NAME, "
-            "NAME being that of the first configuration file.",
+            help="Directory of the run: configuration, logs and checkpoints. Default: runs/NAME, "
+            "where NAME is that of the first configuration file.",
         )
         parser.link_arguments("data.init_args.context_length", "model.context_length")
         parser.link_arguments("data", "model.frame_step", compute_fn=_frame_step)
@@ -192,7 +192,7 @@ class VideoCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        text = "What to do when loss or gradient is NaN or infinite: stop, or skip the step."
+        text = "What to do if the loss or gradient is NaN or infinite: stop, or skip the step."
         parser.add_argument(  # the other verbs take it because a run's config.yaml has it
             "--nonfinite",
             type=NonFinite,
@@ -200,9 +200,9 @@ class VideoCLI(LightningCLI):
             help=text if subcommand == "fit" else SUPPRESS,
         )
         text = (
-            "Trained weights to start from, to train them on or on other data: weights that come "
-            "with the package (moving-mnist), a file of `convlstm export`, or a checkpoint. They "
-            "bring their network with them; how to train is the configuration's."
+            "Trained weights to start from: bundled weights (moving-mnist), a file written by "
+            "`convlstm export`, or a checkpoint. The network options are those of the weights; the "
+            "training options are those of the configuration."
         )
         parser.add_argument(  # likewise: the other verbs look at the run's checkpoint
             "--start_from",
@@ -214,43 +214,43 @@ class VideoCLI(LightningCLI):
             parser.add_argument(
                 "--resume",
                 action="store_true",
-                help="Continue the run in --run_dir from its newest whole checkpoint, as if it had "
-                "never stopped; a run without one begins.",
+                help="Continue the run in --run_dir from its newest complete checkpoint, as if it "
+                "had not stopped. Without a checkpoint, start the run.",
             )
         else:
             parser.add_argument(
                 "--pretrained",
                 type=str | None,
                 default=None,
-                help="Instead of a checkpoint: weights that come with the package (moving-mnist), "
-                "or a file that `convlstm export` wrote. They bring the model's options with them.",
+                help="Instead of a checkpoint: bundled weights (moving-mnist), or a file written "
+                "by `convlstm export`. The model options are those of the weights.",
             )
         if subcommand == "test":
             parser.add_argument(
                 "--save_forecasts",
                 type=str | None,
                 default=None,
-                help="A folder for a GIF and a film strip of each of the first test clips.",
+                help="Folder in which to write a GIF and a film strip of the first test clips.",
             )
             parser.add_argument(
                 "--num_forecasts",
                 type=int,
                 default=16,
-                help="For how many clips --save_forecasts writes pictures.",
+                help="Number of clips for which --save_forecasts writes images.",
             )
             parser.add_argument(
                 "--thresholds",
                 type=list[float],
                 default=[],
-                help="For nowcasting: pixels at or above these values are events, such as rain; "
-                "adds their CSI, POD, FAR, HSS and FSS. Above 0, at most 1, such as [0.3,0.5].",
+                help="For nowcasting: values from which on a pixel is an event, such as rain; adds "
+                "CSI, POD, FAR, HSS and FSS of events. Above 0, at most 1, such as [0.3,0.5].",
             )
             parser.add_argument(
                 "--fss_windows",
                 type=list[int],
                 default=FSS_WINDOWS,
-                help="With --thresholds: sides in pixels, odd, of the windows of the fractions "
-                "skill score (FSS).",
+                help="With --thresholds: window sizes of the fractions skill score (FSS), odd "
+                "numbers of pixels.",
             )
         return parser
 
