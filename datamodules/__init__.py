@@ -1,4 +1,4 @@
-"""Datamodules: videos for training, validation and test, as PyTorch Lightning loads them."""
+"""PyTorch Lightning datamodules: videos for training, validation and test."""
 
 from datamodules.base import VideoDataModule
 from datamodules.clip_module import ClipDataModule

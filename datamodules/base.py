@@ -14,23 +14,23 @@ Batch = dict[str, torch.Tensor]
 
 
 class VideoDataModule(pl.LightningDataModule):
-    """Base of all datamodules: turns datasets of clips into loaders of batches.
+    """Base class of all datamodules: builds data loaders from datasets of clips.
 
-    A subclass makes ``train_set``, ``val_set`` and ``test_set`` in ``setup(stage)``. A batch is a
-    dict: ``context`` (B, context_length, C, H, W), ``target`` (B, target_length, C, H, W), both
-    uint8 where the source has 8 bits, and ``index`` (B,) int64, the samples' numbers. A dataset
-    gives one sample without the B axis in ``__getitem__``, or a whole batch in
+    A subclass creates ``train_set``, ``val_set`` and ``test_set`` in ``setup(stage)``. A batch is a
+    dict with ``context`` (B, context_length, C, H, W) and ``target`` (B, target_length, C, H, W),
+    both uint8 if the source has 8 bits, and ``index`` (B,) int64, the sample indices. A dataset
+    returns one sample, without the B axis, in ``__getitem__``, or a whole batch in
     ``__getitems__(indices)``, which is faster.
 
-    The training dataset's length N is a nominal epoch; it must accept any index >= 0, because
-    epoch e, position p asks for sample e * N + p: see `EndlessSampler`.
+    The length N of the training dataset is a nominal epoch. The dataset must accept any index >= 0,
+    because position p of epoch e requests sample e * N + p; see `EndlessSampler`.
 
     Args:
-        context_length: Number of frames that a model sees.
-        target_length: Number of frames that it has to forecast.
-        batch_size: Samples in a batch, per device.
-        num_workers: Processes that load data, per device; 0 loads in the training process.
-        seed: Seed of everything random in the data.
+        context_length: Number of context frames, which the model sees.
+        target_length: Number of target frames, which it forecasts.
+        batch_size: Samples per batch and device.
+        num_workers: Loader processes per device; 0 loads in the training process.
+        seed: Seed of all randomness in the data.
 
     Raises:
         ValueError: If a length or the batch size is below 1, or another number is negative.

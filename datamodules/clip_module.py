@@ -1,4 +1,4 @@
-"""Training on clips of one's own."""
+"""Training on your own clips."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ Split = Literal["train", "val", "test"]
 
 
 class ClipDataModule(VideoDataModule):
-    """Windows of clips that lie in a folder: videos, animations, folders of images, arrays.
+    """Windows of the clips in a folder: videos, animations, folders of images, arrays.
 
-    Where the folder has subfolders train, val and test, in small letters or large, these are the
-    splits. Else each clip goes to one of them, drawn by the seed, so that no split has frames of
-    another's clips; or, for very few clips, each is cut in time.
+    If the folder has subfolders train, val and test (in any letter case), these are the splits.
+    Otherwise the seed assigns each clip at random to one split, so that no clip has frames in two
+    splits; or, for very few clips, each clip is split in time.
 
-    Training has all windows of its clips once an epoch, in an order of each epoch's own;
-    validation and test have windows that do not overlap. Frames are uint8; uint16 where all clips
-    of a split have that, and float32 in [0, 1] where they differ.
+    An epoch of training has all windows of the training clips once, in a new order each time. By
+    default, windows for validation and test do not overlap. Frames are uint8; they are uint16 if
+    all clips of a split are, and float32 in [0, 1] if their types differ.
 
     Args:
-        root: The folder, which is searched with its subfolders; see `find_clips` and `open_clip`
-            for what may be in it.
-        frame_size: Height and width in pixels that frames are brought to: one number, or a list
+        root: The folder, searched recursively; see `find_clips` and `open_clip` for the formats.
+        frame_size: Height and width in pixels to which frames are resized: one number, or a list
             of two.
-        fit: How: "cover" resizes the largest part in the middle that has the right proportions,
-            "stretch" resizes the whole frame, "crop" cuts the middle out as it is.
-        channels: 1 for gray, 3 for RGB; clips that have the other are converted. The model's
-            channels must be the same.
+        fit: "cover" crops the centre to the aspect ratio of frame_size and resizes it, "stretch"
+            resizes the whole frame, "crop" crops the centre without resizing.
+        channels: 1 for gray, 3 for RGB; other clips are converted. Must equal the model's channels.
         split: Fractions of the clips, or of each clip's frames, for train, val and test.
-        split_by: "clip", or "time": the beginning of each clip for training, then validation, the
-            end for the test. That is for fewer than three clips, as the splits then look alike.
-        context_length: Number of frames that a model sees.
-        target_length: Number of frames that it has to forecast.
-        frame_step: 2 takes every second frame, for slow motion.
-        stride: Frames from the start of a training window to that of the next.
+        split_by: "clip", or "time": the beginning of each clip for training, the next part for
+            validation, the end for the test. "time" is for fewer than three clips, as it makes the
+            splits look alike.
+        context_length: Number of context frames, which the model sees.
+        target_length: Number of target frames, which it forecasts.
+        frame_step: 2 uses every second frame, for slow motion.
+        stride: Frames from the start of one training window to the next.
         eval_stride: The same for validation and test; None for windows that do not overlap.
-        batch_size: Windows in a batch, per device.
+        batch_size: Windows per batch and device.
         num_workers: Processes that decode clips, per device; 0 decodes in the training process.
-        cache_mib: Memory in MiB for decoded frames that each of these processes keeps.
-        seed: Seed of the split and of the order.
-        axes: What the axes of .npy and .npz files are, such as "HWT"; None where they are plain.
-        array: The name of the array in .npz files that have several.
-        augment: What is done to training windows at random, anew in each epoch, for few clips:
-            "hflip" and "vflip" mirror every second one left to right and upside down, "reverse"
-            plays every second one backwards, "rotate90" turns them by quarters, which takes square
-            frames.
+        cache_mib: Memory in MiB for cached decoded frames, in each of these processes.
+        seed: Seed of the split and of the order of windows.
+        axes: Axes of .npy and .npz files in another layout, such as "HWT"; None for the standard
+            layouts.
+        array: Name of the array in .npz files with several arrays.
+        augment: Random augmentation of training windows, new in each epoch, for few clips. "hflip"
+            and "vflip" flip a window horizontally and vertically and "reverse" reverses it in time,
+            each with probability 1/2; "rotate90" rotates it by a random multiple of 90 degrees and
+            requires square frames.
 
     Raises:
         ValueError: If an option is out of its range.

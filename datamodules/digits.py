@@ -40,10 +40,11 @@ def load_digits(name: DigitsName, root: str | Path, split: Split) -> NDArray[np.
     """Loads digit images, white on black.
 
     Args:
-        name: "mnist", "fashion_mnist", "kmnist", or "builtin", which needs neither files nor a
-            network: https://docs.pytorch.org/vision/stable/datasets.html.
-        root: Folder of the images, laid out as torchvision does (``root/MNIST/raw``); missing
-            images are downloaded into it. Unused by "builtin".
+        name: "mnist", "fashion_mnist", "kmnist"
+            (https://docs.pytorch.org/vision/stable/datasets.html), or "builtin", which needs
+            neither files nor a network.
+        root: Folder of the images, in torchvision's layout (``root/MNIST/raw``); missing images are
+            downloaded. Unused by "builtin".
         split: "train": the first 55,000 images of the training split; "val": its last 5,000;
             "test": the 10,000 of the test split. "builtin" has 2,000, 500 and 500.
 

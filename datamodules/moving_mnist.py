@@ -1,4 +1,4 @@
-"""Moving MNIST: digits that move straight on and bounce off the walls, drawn on the fly.
+"""Moving MNIST: digits that move in straight lines and bounce off the walls, drawn on the fly.
 
 Srivastava et al. 2015, https://arxiv.org/abs/1502.04681.
 """
@@ -32,35 +32,34 @@ class MovingMNISTDataModule(VideoDataModule):
     """Moving MNIST: grayscale clips of digits that bounce off the walls.
 
     Frames are uint8, (B, T, 1, H, W). Each sequence is a function of the seed, the split and its
-    number; training draws new ones without end. The three splits share neither random numbers nor
-    digit images: training and validation use parts of the digits' training split, test their test
-    split.
+    index; training has an unlimited number of sequences. The splits share neither random numbers
+    nor digit images: training and validation use separate parts of the digits' training split, the
+    test uses their test split.
 
-    While a Trainer runs on another device than the CPU, its loaders yield digits and positions (see
-    `MovingMNIST.undrawn`), a fraction of the frames' bytes, and `on_after_batch_transfer` draws
-    the frames there, the same to the bit. Everywhere else loaders yield the frames.
+    If a Trainer runs on another device than the CPU, its loaders yield digits and positions (see
+    `MovingMNIST.undrawn`), which need a fraction of the bytes, and `on_after_batch_transfer` draws
+    bit-identical frames on the device. Otherwise, the loaders yield the frames.
 
     Args:
-        root: Folder of the digit images; they are downloaded into it when it does not have them.
-        digits: Which images: MNIST or one of its kin, or "builtin", drawn from a font without
-            any download.
+        root: Folder of the digit images; they are downloaded if missing.
+        digits: Which images: MNIST or a dataset like it, or "builtin", which draws digits with a
+            font and needs no download.
         num_digits: Digits in a sequence.
         frame_size: Height and width in pixels, at least 28: one number, or a list of two.
-        speed: Pixels a frame: one number, or a list of two between which each digit's speed is
+        speed: Pixels per frame: one number, or a list of two between which each digit's speed is
             drawn uniformly.
-        occlude: [start, length] of the context frames that are blank (0) in the context, not in the
-            target: a longer gap needs a longer memory. None for no gap.
-        context_length: Number of frames that a model sees.
-        target_length: Number of frames that it has to forecast.
+        occlude: [start, length] of context frames that are blanked (0), while target frames are
+            not: a longer gap needs a longer memory. None for no gap.
+        context_length: Number of context frames, which the model sees.
+        target_length: Number of target frames, which it forecasts.
         train_size: Sequences in a nominal epoch.
-        val_size: Validation sequences.
-        test_size: Test sequences; of test_file, the first so many.
-        batch_size: Sequences in a batch, per device.
-        num_workers: Processes that make sequences, per device; 0 makes them in the training
-            process.
-        seed: Seed of everything random in the data.
-        test_file: The published test set, mnist_test_seq.npy: uint8 (T, N, H, W), time first.
-            Without it, test sequences are drawn.
+        val_size: Number of validation sequences.
+        test_size: Number of test sequences; with test_file, the first test_size are used.
+        batch_size: Sequences per batch and device.
+        num_workers: Processes that draw sequences, per device; 0 draws in the training process.
+        seed: Seed of all randomness in the data.
+        test_file: Path of the published test set, mnist_test_seq.npy: uint8 (T, N, H, W), time
+            first. None draws the test sequences.
 
     Raises:
         ValueError: If an option is out of its range.

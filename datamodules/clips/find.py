@@ -1,4 +1,4 @@
-"""Which clips there are in files and folders."""
+"""Finds the clips in files and folders."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from datamodules.clips.stills import STILL_SUFFIXES
 def find_clips(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Finds the clips in files and folders, in natural order (clip2 before clip10).
 
-    A folder is searched with all its subfolders. One that holds images and no clip files is itself
-    a clip; stills beside clip files are passed over, and so is whatever has a name that starts
-    with a dot. PNG and WebP files are clips if the first of them in their folder is animated.
+    Folders are searched recursively. A folder that holds images and no clip files is itself a clip.
+    Still images next to clip files are ignored, and so are names that start with a dot. PNG and
+    WebP files are clips if the first of them in their folder is animated.
 
-    What is no folder of clips stays in the list as it was given, so that opening it tells what is
-    wrong with it.
+    Paths without clips stay in the list as they were given, so that opening them raises an error
+    that explains what is wrong.
 
     Args:
         paths: Files and folders.
 
     Returns:
-        Files and folders for `open_clip`, each of them once.
+        Files and folders for `open_clip`, without duplicates.
 
     Raises:
         FileNotFoundError: If all paths are folders without clips.

@@ -17,27 +17,27 @@ MOST_PIXELS = 2**32  # that read_clip puts into memory
 
 
 def open_clip(path: str | Path, *, axes: str | None = None, array: str | None = None) -> ClipReader:
-    """Opens a clip, of which frames are read when they are asked for.
+    """Opens a clip, whose frames are read on demand.
 
-    - ``.npy``, ``.npz``: (T, H, W), (T, C, H, W) or, where the second axis cannot be C,
-      (T, H, W, C), with C = 1, 3, or 4 with alpha; other orders are told by ``axes``. uint8 and
-      uint16 stay as they are, bool becomes 0 and 255, floats must lie in [0, 1].
-    - ``.gif``, ``.png``, ``.apng``, ``.webp``: animated, or one frame.
-    - ``.mp4``, ``.mov``, ``.avi``, ``.mkv``, ``.webm``: the first video stream, all its
-      frames whatever their times; uint16 above 8 bits. Needs the extra ``video``.
-    - A folder of images: one a frame, in natural order.
+    - ``.npy``, ``.npz``: (T, H, W), (T, C, H, W) or, if the second axis cannot be C, (T, H, W, C),
+      with C = 1, 3, or 4 with alpha; ``axes`` gives any other order. uint8 and uint16 are kept,
+      bool becomes 0 and 255, floats must be in [0, 1].
+    - ``.gif``, ``.png``, ``.apng``, ``.webp``: animated, or a single frame.
+    - ``.mp4``, ``.mov``, ``.avi``, ``.mkv``, ``.webm``: all frames of the first video stream,
+      regardless of timestamps; uint16 above 8 bits. Requires the extra ``video``.
+    - A folder of images: one image per frame, in natural order.
 
-    Alpha is laid over black. A clip has one channel if all its pixels are gray, else three; arrays
-    keep their own.
+    Alpha is composited over black. A clip has one channel if all its pixels are gray, else three;
+    arrays keep their channels.
 
     Args:
         path: The file or folder.
-        axes: What an array's axes are, such as "HWT" or "CTHW": T time, C channels, H height, W
-            width. Other kinds of files know theirs.
-        array: The array's name in a .npz file that has several.
+        axes: The axes of an array, such as "HWT" or "CTHW": T time, C channels, H height, W width.
+            Ignored for other formats.
+        array: Name of the array in a .npz file with several arrays.
 
     Returns:
-        The clip's size, and its frames.
+        A reader with the clip's size and access to its frames.
 
     Raises:
         FileNotFoundError: If there is no such file.

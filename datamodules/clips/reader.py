@@ -1,4 +1,4 @@
-"""What every kind of clip offers: its size, and any part of its frames."""
+"""The common interface of all clips: size, and access to any range of frames."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MOST_PIXELS = 2**26  # of a frame: 8192 x 8192, which 8K video (2**25) fits in
 
 
 class ClipReader(ABC):
-    """A clip whose frames are read when they are asked for.
+    """A clip whose frames are read on demand.
 
-    It keeps no file open, so that it can be sent to other processes.
+    It keeps no file open, so it can be sent to other processes.
 
     Attributes:
         path: The file or folder.
