@@ -1,7 +1,6 @@
-"""Continue a video: ConvLSTM layers, an encoder-forecaster, training and forecasts.
+"""Video prediction: ConvLSTM layers, an encoder-forecaster, training and forecasts.
 
-The public names are loaded when first used, so that who takes only the layer does not wait for
-Lightning.
+Public names are imported on first use, so that using only the layers does not import Lightning.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The encoder–forecaster network: reads a context, hands its states over, unrolls what comes next.
+"""The encoder–forecaster network: encodes the context frames and unrolls a forecast.
 
 Source: X. Shi et al. 2015, https://arxiv.org/abs/1506.04214, section 3.2 and figure 3. Stages with
 their own resolution follow X. Shi et al. 2017, https://arxiv.org/abs/1706.03458, section 3.
@@ -57,58 +57,58 @@ class Carry:
 
 
 class EncoderForecaster(nn.Module):
-    """Continues a video by any number of frames.
+    """An encoder–forecaster network that continues a video by any number of frames.
 
-    Frames are cut into patches (space-to-depth). The encoder is a stack of stages, each an optional
-    strided convolution and one recurrence; its states after the context are the first states of the
-    forecaster, stage by stage. The forecaster runs either
+    Frames are cut into patches (space-to-depth). The encoder is a stack of stages; each is an
+    optional strided convolution and one recurrence. Its states after the context are the initial
+    states of the forecaster, stage by stage. The forecaster is either
 
-    - `unconditional` (the paper's): without input, from the last stage back to the first, each
-      stage reading the hidden states of the one before, upsampled; or
-    - `autoregressive`: from the first stage to the last, reading the frame it forecast last (at
-      first the last frame of the context).
+    - `unconditional`, as in the paper: it has no input and runs from the last stage back to the
+      first; each stage reads the upsampled hidden states of the one before; or
+    - `autoregressive`: it runs from the first stage to the last and reads the previous frame of
+      the forecast (at first, the last context frame).
 
-    Each frame is a 1×1 convolution over the hidden states of all forecaster stages together, or of
-    the last one alone (`readout`). With `head_size` a 3×3 convolution to that many channels, by
-    which a patch sees its neighbours, and a LeakyReLU come before it.
+    A 1×1 convolution over the hidden states of all forecaster stages, or of the last one alone
+    (`readout`), gives each frame. With `head_size`, a 3×3 convolution to that many channels and a
+    LeakyReLU precede it, so that a patch also depends on its neighbours.
 
-    A `bidirectional` encoder reads the context in both directions, and each stage's two last states
-    are merged into the forecaster's first (`MergeDirections`). With `attention` each forecaster
-    stage looks back, at every step, at the hidden states of its encoder stage in all context frames
-    (`ContextAttention`).
+    A `bidirectional` encoder reads the context in both directions; the two last states of each
+    stage are merged into the forecaster's initial state (`MergeDirections`). With `attention`, each
+    forecaster stage attends at every step to the hidden states of its encoder stage in all context
+    frames (`ContextAttention`).
 
-    A `residual` network forecasts how each frame will differ from the last one of the context, and
-    adds it to that frame: what stands still stays sharp. Untrained it repeats the last frame.
+    A `residual` network forecasts the difference of each frame from the last context frame, and
+    adds it to that frame, so that static parts stay sharp. Untrained, it repeats the last frame.
 
-    The classic LSTM on flattened frames, "FC-LSTM", is the case of 1×1 kernels and one patch as
-    large as the frame.
+    The classic LSTM on flattened frames, "FC-LSTM", is the special case of 1×1 kernels and a single
+    patch as large as the frame.
 
     Args:
         channels: Channels of a frame, C.
         patch_size: Side of the patches that frames are cut into, in pixels.
         hidden_sizes: Hidden channels of each stage; its length is the number of stages.
-        kernel_size: Input kernel, one for all stages or one a stage.
-        hidden_kernel_size: Hidden kernel, likewise; the input's if None.
+        kernel_size: Kernel size of the input convolutions, one for all stages or one per stage.
+        hidden_kernel_size: The same for the hidden convolutions; `kernel_size` if None.
         cell: The recurrence: "lstm" (`ConvLSTM`), "gru" (`ConvGRU`) or "rnn" (`ConvRNN`).
-        downsample: Factor by which a stage's map is smaller than that of the stage before (for the
-            first stage: than the map of patches), one for all stages or one a stage.
+        downsample: Factor by which a stage reduces the resolution of the stage before (the first
+            stage: that of the map of patches), one for all stages or one per stage.
         forecaster: "unconditional" or "autoregressive".
         peephole: "none", "channel" or "full", for the cell "lstm"; see `ConvLSTM`.
-        frame_size: (H, W) in pixels; needed by peephole "full" only, and then the only size.
+        frame_size: (H, W) in pixels; required by peephole "full" only, which takes no other size.
         output: "linear", or "sigmoid" for frames that are probabilities in (0, 1).
         readout: Which forecaster stages a frame is read from: "all", or "last", the one that runs
             last (unconditional: the first stage, autoregressive: the last).
         head_size: Channels of a 3×3 convolution between hidden states and frames; 0 for none.
         bidirectional: Whether the encoder reads the context in both directions.
-        attention: Side of the neighbourhood, in map points, in which each point of the forecaster's
-            maps looks back at all context frames: odd; 1 for its own place, 0 for no attention.
-        residual: Whether forecasts are added to the last frame of the context; for output "linear".
-        checkpoint_every: Steps of a segment that the backward pass computes again, for less memory;
-            0 to keep everything; see `ConvLSTM`. Segments of the autoregressive forecaster are
-            single steps.
+        attention: Side, in map points, of the neighbourhood to which each point of the forecaster's
+            maps attends in all context frames: odd; 1 for the same point, 0 for no attention.
+        residual: Whether forecasts are added to the last context frame; for output "linear".
+        checkpoint_every: Length in steps of the segments that are recomputed in the backward pass,
+            for less memory; 0 to keep everything; see `ConvLSTM`. Segments of the autoregressive
+            forecaster are single steps.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
     """
 
     def __init__(

@@ -28,51 +28,51 @@ ENDLESS = (
 
 
 class VideoPredictor(Inference, pl.LightningModule):
-    """An encoder-forecaster that trains on clips and continues videos.
+    """An encoder-forecaster as a LightningModule: trains on clips and forecasts videos.
 
     Batches are dicts: `context` (B, T, C, H, W) and `target` (B, steps, C, H, W), uint8, uint16 or
     floats in [0, 1], and `index` (B,).
 
     Args:
         channels: Channels of a frame, C: 1 for gray, 3 for RGB.
-        context_length: Frames that a forecast is made from, as in training; `convlstm predict`
-            takes that many from a clip.
-        frame_step: Of which every n-th frame of a clip is one, as in training; likewise.
+        context_length: Number of context frames in training; the default of `convlstm predict`.
+        frame_step: Step between the frames of a clip in training (n: every n-th frame); likewise.
         patch_size: Side of the patches that frames are cut into, in pixels.
         hidden_sizes: Hidden channels of each stage; its length is the number of stages.
-        kernel_size: Input kernel, one for all stages or one a stage.
-        hidden_kernel_size: Hidden kernel, likewise; the input's if None.
+        kernel_size: Kernel size of the input convolutions, one for all stages or one per stage.
+        hidden_kernel_size: The same for the hidden convolutions; `kernel_size` if None.
         cell: The recurrence: "lstm", "gru" or "rnn".
-        downsample: Factor by which each stage's map is smaller than that of the stage before.
-        forecaster: "unconditional" (runs on the copied states alone) or "autoregressive" (reads
-            the frame it forecast last).
-        peephole: "none", "channel" or "full" (needs frame_size), for the cell "lstm".
-        frame_size: [H, W] in pixels that the model is trained on, noted when training begins;
-            peephole "full" needs to be told, and takes no other.
-        readout: Which hidden states a frame is read from: those of "all" forecaster stages, or of
-            the "last" one alone.
-        head_size: Channels of a 3×3 convolution with LeakyReLU between these and the frame; 0 for
-            none.
+        downsample: Factor by which each stage reduces the resolution of the stage before, one for
+            all stages or one per stage.
+        forecaster: "unconditional" (has no input but the encoder's states) or "autoregressive"
+            (reads the previous frame of the forecast).
+        peephole: "none", "channel" or "full" (requires frame_size), for the cell "lstm".
+        frame_size: [H, W] in pixels of the training frames. It is recorded when training starts;
+            only peephole "full" requires it, and then takes no other size.
+        readout: Which hidden states a frame is read from: those of "all" forecaster stages, or
+            only of the "last" one.
+        head_size: Channels of a 3×3 convolution with LeakyReLU between the hidden states and the
+            frame; 0 for none.
         bidirectional: Whether the encoder reads the context in both directions.
-        attention: Side of the neighbourhood, in map points, in which the forecaster looks back at
-            all context frames: odd; 1 for each point's own place, 0 for no attention.
-        residual: Whether forecasts are added to the last frame of the context, so that what stands
-            still stays sharp; not for the loss "cross_entropy".
+        attention: Side, in map points, of the neighbourhood to which the forecaster attends in all
+            context frames: odd; 1 for the same point, 0 for no attention.
+        residual: Whether forecasts are added to the last context frame, so that static parts stay
+            sharp; not for the loss "cross_entropy".
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
         optimizer: "adam", "adamw" or "muon"; see `convlstm.optimizers`.
-        learning_rate: The schedule's peak.
-        weight_decay: For "adamw" and "muon".
-        schedule: "onecycle" (needs trainer.max_steps) or "constant".
-        warmup: Part of "onecycle" in which the learning rate rises, in (0, 1).
+        learning_rate: Peak of the schedule.
+        weight_decay: For "adamw" and "muon" only.
+        schedule: "onecycle" (requires trainer.max_steps) or "constant".
+        warmup: Fraction of "onecycle" in which the learning rate rises, in (0, 1).
         scheduled_sampling_steps: Training steps over which the probability that the autoregressive
-            forecaster reads the true frame falls from 1 to 0; 0 for never.
-        context_loss: Weight of the loss of the context's own frames, each forecast by the encoder
-            from those before it, beside that of the frames that follow; 0 to leave it out.
-        checkpoint_every: Steps of a segment that the backward pass computes again, for less memory;
-            0 to keep everything.
+            forecaster reads the true frame falls from 1 to 0; 0 for no scheduled sampling.
+        context_loss: Weight of the loss on the context frames, each forecast by the encoder from
+            those before it, relative to the loss on the target frames; 0 to leave it out.
+        checkpoint_every: Length in steps of the segments that are recomputed in the backward pass,
+            for less memory; 0 to keep everything.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
     """
 
     def __init__(
@@ -206,18 +206,18 @@ class VideoPredictor(Inference, pl.LightningModule):
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "VideoPredictor":
         """Builds a trained predictor on the CPU, in eval mode.
 
-        To train it on, call `train()` on it and give it to a `Trainer`.
+        To continue training, call `train()` on it and pass it to a `Trainer`.
 
         Args:
-            name_or_path: Weights that come with the package ("moving-mnist"), a `.safetensors` file
-                that `convlstm export` wrote, or a checkpoint that `convlstm fit` wrote.
-            **options: Hyperparameters that replace those that come with the weights, such as
+            name_or_path: Bundled weights ("moving-mnist"), a `.safetensors` file written by
+                `convlstm export`, or a checkpoint written by `convlstm fit`.
+            **options: Hyperparameters that replace those stored with the weights, such as
                 learning_rate.
 
         Raises:
-            FileNotFoundError: There are neither weights nor a file of that name.
-            ValueError: The file is damaged, or not one of a predictor; or an option is out of
-                range, or makes another network than that of the weights.
+            FileNotFoundError: There are no weights and no file of that name.
+            ValueError: The file is damaged or not that of a predictor; or an option is out of
+                range, or describes another network than that of the weights.
         """
         weights, own = read_pretrained(name_or_path)
         try:
@@ -346,15 +346,15 @@ class VideoPredictor(Inference, pl.LightningModule):
 
 
 def load(name_or_path: str | Path) -> VideoPredictor:
-    """Loads a trained model onto the CPU, ready to forecast: `VideoPredictor.from_pretrained`.
+    """Loads a trained model onto the CPU, ready to forecast; see `VideoPredictor.from_pretrained`.
 
     Args:
-        name_or_path: Weights that come with the package ("moving-mnist"), a checkpoint that
-            `convlstm fit` wrote, such as runs/moving_mnist/checkpoints/best.ckpt, or a
-            `.safetensors` file that `convlstm export` wrote.
+        name_or_path: Bundled weights ("moving-mnist"), a checkpoint written by `convlstm fit`, such
+            as runs/moving_mnist/checkpoints/best.ckpt, or a `.safetensors` file written by
+            `convlstm export`.
 
     Raises:
-        FileNotFoundError: There are neither weights nor a file of that name.
-        ValueError: The file is damaged, or not one of a predictor.
+        FileNotFoundError: There are no weights and no file of that name.
+        ValueError: The file is damaged or not that of a predictor.
     """
     return VideoPredictor.from_pretrained(name_or_path)

@@ -69,17 +69,17 @@ def gru_parameters(
 
 
 class ConvGRUCell(HiddenStateCell):
-    """One ConvGRU step on one frame, the twin of `torch.nn.GRUCell`.
+    """One ConvGRU step on one frame, the counterpart of `torch.nn.GRUCell`.
 
     Args:
         input_size: Channels of the input frame.
         hidden_size: Channels of the hidden state, H.
-        kernel_size: Kernel of the input convolution, int or (height, width), odd or even.
-        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
+        kernel_size: Kernel size of the input convolution, int or (height, width), odd or even.
+        hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
         bias: Whether the gates have a bias.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
     """
 
     bias_hh: nn.Parameter | None

@@ -83,19 +83,19 @@ def lstm_parameters(
 
 
 class ConvLSTMCell(ConvCell):
-    """One ConvLSTM step on one frame, the twin of `torch.nn.LSTMCell`.
+    """One ConvLSTM step on one frame, the counterpart of `torch.nn.LSTMCell`.
 
     Args:
         input_size: Channels of the input frame.
         hidden_size: Channels of the hidden and cell state, H.
-        kernel_size: Kernel of the input convolution, int or (height, width), odd or even.
-        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
-        bias: Whether the gates have a bias; its forget part starts at 1.
-        peephole: "none", "channel" (one weight a channel) or "full" (one a channel and pixel).
-        frame_size: (h, w) of the frames; needed by peephole "full" only.
+        kernel_size: Kernel size of the input convolution, int or (height, width), odd or even.
+        hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
+        bias: Whether the gates have a bias; that of the forget gate is initialized to 1.
+        peephole: "none", "channel" (one weight per channel) or "full" (one per channel and pixel).
+        frame_size: (h, w) of the frames; required by peephole "full" only.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
     """
 
     peephole: nn.Parameter | None

@@ -27,17 +27,17 @@ def rnn_parameters(
 
 
 class ConvRNNCell(HiddenStateCell):
-    """One ConvRNN step on one frame, the twin of `torch.nn.RNNCell`.
+    """One ConvRNN step on one frame, the counterpart of `torch.nn.RNNCell`.
 
     Args:
         input_size: Channels of the input frame.
         hidden_size: Channels of the hidden state, H.
-        kernel_size: Kernel of the input convolution, int or (height, width), odd or even.
-        hidden_kernel_size: Kernel of the hidden convolution; the input's if None.
+        kernel_size: Kernel size of the input convolution, int or (height, width), odd or even.
+        hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
         bias: Whether there is a bias.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
     """
 
     _parameters_of_one = staticmethod(rnn_parameters)

@@ -1,4 +1,4 @@
-"""Stacks over time: the twins of `torch.nn.RNN`, `nn.GRU` and `nn.LSTM` for images."""
+"""Layers over time: the counterparts of `torch.nn.RNN`, `nn.GRU` and `nn.LSTM` for images."""
 
 from convlstm.layers.gru import ConvGRU
 from convlstm.layers.lstm import ConvLSTM

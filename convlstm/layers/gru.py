@@ -1,4 +1,4 @@
-"""`ConvGRU`, the twin of `torch.nn.GRU` for images."""
+"""`ConvGRU`, the counterpart of `torch.nn.GRU` for images."""
 
 from torch import Tensor
 
@@ -14,31 +14,32 @@ class ConvGRU(HiddenStateLayer):
     Shapes: B batch, T steps, H `hidden_size`, D directions (2 if bidirectional), L layers.
 
     Parameters are named and ordered as in `torch.nn.GRU`: `weight_ih_l0` (3H, in, k, k),
-    `weight_hh_l0` (3H, H, m, m), `bias_l0` (3H), `bias_hh_l0` (H, the bias inside of the reset
-    candidate); layers `_l1`, …, the backward direction `_reverse`. Gates are stacked r, z, n.
+    `weight_hh_l0` (3H, H, m, m), `bias_l0` (3H), `bias_hh_l0` (H, the bias inside the reset
+    candidate). Further layers have the suffix `_l1`, …, the backward direction `_reverse`. Gates
+    are stacked in the order r, z, n.
 
-    In float32 states are right to 1e-7, as absolute error: scale up signals far smaller than 1.
+    In float32, states are accurate to 1e-7 (absolute error): scale up signals far smaller than 1.
 
     Args:
-        input_size: Channels of the input; 0 for a layer that runs on its state alone (the x of
-            `forward` then has 0 channels and only says how many steps, and how large).
+        input_size: Channels of the input; 0 for a layer that runs on its state alone (x in
+            `forward` then has 0 channels and only gives the number of steps and the frame size).
         hidden_size: Channels of the hidden state.
-        kernel_size: Kernel of the input convolution, int or (height, width), odd or even; it also
-            serves between layers. Frames keep their size (zero padding).
-        num_layers: Layers in the stack, all of one hidden size.
-        hidden_kernel_size: Kernel of the hidden convolution; `kernel_size` if None.
+        kernel_size: Kernel size of the input convolution, int or (height, width), odd or even; also
+            used between layers. The frame size is preserved (zero padding).
+        num_layers: Number of stacked layers, all with the same hidden size.
+        hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
         bias: Whether there is a bias.
         batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
-        dropout: Probability that a value between two layers is zeroed in training, in [0, 1).
-        recurrent_dropout: Probability that a channel of the hidden state is hidden from the hidden
-            convolution, one mask (B, H, 1, 1) for a whole sequence, in training, in [0, 1).
+        dropout: Probability, in [0, 1), of zeroing a value between two layers during training.
+        recurrent_dropout: Probability, in [0, 1), of zeroing a channel of the hidden state in the
+            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
-        checkpoint_every: Steps of a segment of which only the first state and the outputs are kept
-            for the backward pass, which computes the rest again: less memory for a third more
-            work; 0 to keep everything.
+        checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
+            Only the first state and the outputs of a segment are kept: less memory for a third
+            more work. 0 keeps everything.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
 
     Source: https://arxiv.org/abs/1706.03458, equation 1; see `convlstm.cells.gru`.
     """

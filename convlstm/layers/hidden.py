@@ -52,16 +52,17 @@ class HiddenStateLayer(ConvRecurrence):
 
         Args:
             x: (B, T, input_size, h, w), or (T, B, …) without `batch_first`, or one sequence
-                (T, input_size, h, w); T >= 1, any h and w; in the weights' dtype, under autocast in
-                any floating one.
-            state: First h (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero if None.
+                (T, input_size, h, w); T >= 1, any h and w; in the weights' dtype, or under autocast
+                in any floating-point dtype but float64.
+            state: Initial h (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero if None.
             lengths: Length of each sequence of the batch, (B,), from 1 to T; T if None. Outputs
-                beyond a sequence's length are zero, the states those of its last step, and the
-                backward direction begins there.
+                beyond a sequence's length are zero, the returned states are those of its last step,
+                and the backward direction starts there.
 
         Returns:
-            The last layer's hidden states (B, T, D·H, h, w), in x's order of axes, forward
-            direction first, and the last h of every layer and direction, shaped as `state`.
+            The last layer's hidden states (B, T, D·H, h, w), with axes in the order of x and the
+            forward direction first, and the final h of every layer and direction, shaped as
+            `state`.
 
         Raises:
             ValueError: x, state or lengths are not what the layer expects.

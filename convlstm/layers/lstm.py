@@ -1,4 +1,4 @@
-"""`ConvLSTM`, the twin of `torch.nn.LSTM` for images."""
+"""`ConvLSTM`, the counterpart of `torch.nn.LSTM` for images."""
 
 from functools import partial
 
@@ -19,35 +19,35 @@ class ConvLSTM(ConvRecurrence):
 
     Parameters are named and ordered as in `torch.nn.LSTM`: `weight_ih_l0` (4H, in, k, k),
     `weight_hh_l0` (4H, H, m, m), `bias_l0` (4H, one bias instead of two), `peephole_l0`
-    (3, H, 1, 1) or (3, H, h, w); layers `_l1`, …, the backward direction `_reverse`. Gates are
-    stacked i, f, g, o; peepholes i, f, o.
+    (3, H, 1, 1) or (3, H, h, w). Further layers have the suffix `_l1`, …, the backward direction
+    `_reverse`. Gates are stacked in the order i, f, g, o; peepholes i, f, o.
 
-    In float32 states are right to 1e-7, as absolute error: scale up signals far smaller than 1.
+    In float32, states are accurate to 1e-7 (absolute error): scale up signals far smaller than 1.
 
     Args:
-        input_size: Channels of the input; 0 for a layer that runs on its state alone (the x of
-            `forward` then has 0 channels and only says how many steps, and how large).
-        hidden_size: Channels of the hidden and of the cell state.
-        kernel_size: Kernel of the input convolution, int or (height, width), odd or even; it also
-            serves between layers. Frames keep their size (zero padding).
-        num_layers: Layers in the stack, all of one hidden size.
-        hidden_kernel_size: Kernel of the hidden convolution; `kernel_size` if None.
-        bias: Whether the gates have a bias; its forget part starts at 1.
+        input_size: Channels of the input; 0 for a layer that runs on its state alone (x in
+            `forward` then has 0 channels and only gives the number of steps and the frame size).
+        hidden_size: Channels of the hidden state and of the cell state.
+        kernel_size: Kernel size of the input convolution, int or (height, width), odd or even; also
+            used between layers. The frame size is preserved (zero padding).
+        num_layers: Number of stacked layers, all with the same hidden size.
+        hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
+        bias: Whether the gates have a bias; that of the forget gate is initialized to 1.
         batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
-        dropout: Probability that a value between two layers is zeroed in training, in [0, 1).
-        recurrent_dropout: Probability that a channel of the hidden state is hidden from the hidden
-            convolution, one mask (B, H, 1, 1) for a whole sequence, in training, in [0, 1).
+        dropout: Probability, in [0, 1), of zeroing a value between two layers during training.
+        recurrent_dropout: Probability, in [0, 1), of zeroing a channel of the hidden state in the
+            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
-        peephole: Whether gates see the cell state: "none", "channel" (one weight a channel, as the
-            parameter counts of the paper imply) or "full" (one a channel and pixel: ties the
-            layer to one frame size).
-        frame_size: (h, w) of the frames; needed by peephole "full" only.
-        checkpoint_every: Steps of a segment of which only the first state and the outputs are kept
-            for the backward pass, which computes the rest again: less memory for a third more
-            work; 0 to keep everything.
+        peephole: Whether gates read the cell state: "none", "channel" (one weight per channel, as
+            the paper's parameter counts imply) or "full" (one weight per channel and pixel, which
+            ties the layer to one frame size).
+        frame_size: (h, w) of the frames; required by peephole "full" only.
+        checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
+            Only the first state and the outputs of a segment are kept: less memory for a third
+            more work. 0 keeps everything.
 
     Raises:
-        ValueError: An argument is out of range; the message names value and expectation.
+        ValueError: An argument is out of range; the message gives the value and the valid range.
 
     Source: https://arxiv.org/abs/1506.04214, equation 3.
     """
@@ -99,17 +99,18 @@ class ConvLSTM(ConvRecurrence):
 
         Args:
             x: (B, T, input_size, h, w), or (T, B, …) without `batch_first`, or one sequence
-                (T, input_size, h, w); T >= 1, any h and w; in the weights' dtype, under autocast in
-                any floating one.
-            state: First `(h, c)`, each (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence; zero
-                if None.
+                (T, input_size, h, w); T >= 1, any h and w; in the weights' dtype, or under autocast
+                in any floating-point dtype but float64.
+            state: Initial `(h, c)`, each (L·D, B, H, h, w), or (L·D, H, h, w) for one sequence;
+                zero if None.
             lengths: Length of each sequence of the batch, (B,), from 1 to T; T if None. Outputs
-                beyond a sequence's length are zero, the states those of its last step, and the
-                backward direction begins there.
+                beyond a sequence's length are zero, the returned states are those of its last step,
+                and the backward direction starts there.
 
         Returns:
-            The last layer's hidden states (B, T, D·H, h, w), in x's order of axes, forward
-            direction first, and the last `(h, c)` of every layer and direction, shaped as `state`.
+            The last layer's hidden states (B, T, D·H, h, w), with axes in the order of x and the
+            forward direction first, and the final `(h, c)` of every layer and direction, shaped as
+            `state`.
 
         Raises:
             ValueError: x, state or lengths are not what the layer expects.

@@ -22,17 +22,18 @@ def save_gif(
     fps: float = 5.0,
     scale: int | None = None,
 ) -> None:
-    """Write `forecast_frames` as a GIF that loops forever and rests on the last frame.
+    """Write `forecast_frames` as a GIF that loops forever and pauses on the last frame.
 
-    All frames share one palette without dithering. Gray levels are at most 2 of 255 off; up to
-    200 colours are kept exactly, more are reduced to the most useful.
+    All frames share one palette without dithering. Gray levels are off by at most 2 of 255. Up to
+    200 colours are kept exactly; more are reduced to fit the
+    palette.
 
     Args:
-        path: The file to write; it appears when it is whole. Its name ends in `.gif`.
+        path: The file to write, completely or not at all. Its name must end in `.gif`.
         context: See `forecast_frames`.
         forecast: See `forecast_frames`.
         truth: See `forecast_frames`.
-        fps: Frames a second, from 0.1 to 50; GIF rounds a frame's time to 1/100 s.
+        fps: Frames per second, from 0.1 to 50; GIF rounds frame durations to 1/100 s.
         scale: See `forecast_frames`.
 
     Raises:

@@ -22,19 +22,19 @@ def save_mp4(
     fps: float = 5.0,
     scale: int | None = None,
 ) -> None:
-    """Write `forecast_frames` as an MP4 (H.264), which every browser and player shows.
+    """Write `forecast_frames` as an MP4 (H.264), which browsers and players support.
 
     Args:
-        path: The file to write; it appears when it is whole. Its name ends in `.mp4`.
+        path: The file to write, completely or not at all. Its name must end in `.mp4`.
         context: See `forecast_frames`.
         forecast: See `forecast_frames`.
         truth: See `forecast_frames`.
-        fps: Frames a second, from 0.1 to 50.
+        fps: Frames per second, from 0.1 to 50.
         scale: See `forecast_frames`.
 
     Raises:
         ValueError: As `forecast_frames`; if `fps` is out of range; if `path` has another suffix; if
-            PyAV, which the extra `video` brings, is not installed.
+            PyAV (the extra `video`) is not installed.
         OSError: If the file cannot be written.
     """
     try:

@@ -30,20 +30,19 @@ def save_strip(
     scale: int | None = None,
     columns: int = 20,
 ) -> None:
-    """Write a PNG film strip: a row of context, below it the truth, if known, and the forecast.
+    """Write a PNG film strip: a row of context frames, then the truth, if known, and the forecast.
 
-    Truth and forecast of the same lead time stand below each other.
+    Truth and forecast of the same lead time are aligned vertically.
 
     Args:
-        path: The file to write; it appears when it is whole. Its name ends in `.png`.
+        path: The file to write, completely or not at all. Its name must end in `.png`.
         context: See `forecast_frames`.
         forecast: See `forecast_frames`.
         truth: See `forecast_frames`.
-        scale: How many pixels wide to draw one pixel of a frame. Default: the smallest whole
-            number that makes the longer side at least 64 pixels; frames above 256 pixels are shrunk
-            by a whole number until they fit.
-        columns: The most frames in a row, at least 2. Of longer clips every second, third, ...
-            frame is shown, and always the first and the last.
+        scale: Enlargement of each pixel. Default: the smallest integer that makes the longer side
+            at least 64 pixels; frames above 256 pixels are shrunk by an integer factor to fit.
+        columns: Maximum number of frames in a row, at least 2. For longer clips, every second,
+            third, ... frame is shown, and always the first and the last.
 
     Raises:
         ValueError: As `forecast_frames`; if `columns` is below 2; if `path` has another suffix.
