@@ -144,6 +144,35 @@ class MovingMNISTDataModule(VideoDataModule):
         frames = render_on_device(batch["digits"], batch["positions"], self.frame_size)
         return _batch(frames, batch["index"], self.context_length, self.occlude)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the training data depends on, for a checkpoint."""
+        state: dict[str, Any] = super().state_dict()
+        if state:
+            state["sequences"] = {
+                "digits": self.digits,
+                "num_digits": self.num_digits,
+                "frame_size": list(self.frame_size),
+                "speed": list(self.speed),
+                "occlude": [self.occlude.start, self.occlude.stop],
+                "target_length": self.target_length,
+            }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Checks that a resumed training goes on at the very next of the same sequences.
+
+        Raises:
+            ValueError: Sequences, batch size, devices or seed differ from the checkpoint's.
+        """
+        super().load_state_dict(state_dict)
+        trained = state_dict.get("sequences", {})
+        for name, value in self.state_dict().get("sequences", {}).items():
+            if trained.get(name, value) != value:
+                raise ValueError(
+                    f"data.{name} is {value}, but the checkpoint was trained with "
+                    f"{trained[name]}: keep it as it was"
+                )
+
     def _loader(self, dataset: Dataset[Any], sampler: DistributedSampler[int]) -> DataLoader[Any]:
         if isinstance(dataset, MovingMNIST) and _runs_elsewhere(self.trainer):
             dataset = Undrawn(dataset)

@@ -110,6 +110,12 @@ def test_a_trial_run_writes_nothing_wherever_it_is(config, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
+def test_a_variant_without_a_configuration_before_it_is_one_line(config, tmp_path, capsys):
+    Path("gru.yaml").write_text("model: {cell: gru}")
+    line = fails(capsys, 2, "fit", "-c", "gru.yaml")
+    assert "no data to train or test on: begin with a whole configuration" in line
+
+
 def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):
     main(["fit", "-c", config])
     before = (tmp_path / "runs/small/config.yaml").read_text()

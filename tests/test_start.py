@@ -247,6 +247,37 @@ def test_a_training_that_goes_on_keeps_the_models_options(config, capsys):
     assert Path("runs/small/config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--data.num_digits", "3"], "data.num_digits is 3, but the checkpoint was trained with 2"),
+        (["--data.speed", "[1,2]"], "data.speed is [1.0, 2.0], but"),
+        (["--data.occlude", "[0,1]"], "data.occlude is [0, 1], but"),
+        (["--seed_everything", "5"], "--seed_everything is 5, but"),
+    ],
+)
+def test_a_training_that_goes_on_keeps_its_sequences_and_its_seed(config, capsys, words, named):
+    assert main(["fit", "-c", config]) == 0
+    lose_the_end("runs/small")
+    before = Path("runs/small/config.yaml").read_text()
+    line = fails(capsys, 1, "fit", "-c", config, "--resume", *words)
+    assert named in line
+    assert Path("runs/small/config.yaml").read_text() == before
+    assert files(Path("runs/small/checkpoints")) == {Path("previous.ckpt")}
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(config, capsys):
+    words = ["fit", "-c", config]
+    assert main([*words, "--trainer.precision", "64-true"]) == 0
+    lose_the_end("runs/small")
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    assert "; in precision 32-true, no longer 64-true" in capsys.readouterr().out
+    lose_the_end("runs/small")
+    assert main([*words, "--resume"]) == 0
+    assert "no longer" not in capsys.readouterr().out
+
+
 def test_a_run_goes_on_with_its_own_configuration_whatever_was_typed_at_first(config, capsys):
     words = ["--model.hidden_sizes", "[3]", "--trainer.limit_val_batches", "0"]
     assert main(["fit", "-c", config, *words, "--trainer.max_epochs", "1"]) == 0

@@ -18,7 +18,7 @@ from convlstm.pixels import to_unit
 
 CAPTION = (
     "Events are pixels at or above the threshold. FAR is the better the smaller, the others the "
-    "larger; FSS n is of windows of n by n pixels. nan: there was no event to score."
+    "larger; FSS n is of windows of n by n pixels. nan: no event to score."
 )
 
 

@@ -20,6 +20,22 @@ class StepSeeds(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def state_dict(self) -> dict[str, int]:
+        """The seed, for a checkpoint."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Checks that a resumed training draws on from the same seed.
+
+        Raises:
+            ValueError: It is another one.
+        """
+        if state_dict["seed"] != self.seed:
+            raise ValueError(
+                f"--seed_everything is {self.seed}, but the checkpoint was trained with "
+                f"{state_dict['seed']}: keep it as it was"
+            )
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -55,6 +55,10 @@ def plain(message: str) -> str:
     unknown = re.search(r"[Oo]ption '([^']+)'( is not accepted)?$", text)
     if unknown is not None:
         return f"there is no option {unknown[1]}"
+    if re.search(r"arguments are required: \w+\.data$", text):
+        return "no data to train or test on: begin with a whole configuration, such as " + (
+            "-c configs/moving_mnist.yaml, and add others after it"
+        )
     if text.startswith("unrecognized arguments: "):
         words = text.removeprefix("unrecognized arguments: ")
         return f"there is no option {words}" if words.startswith("-") else f"unexpected: {words}"

@@ -91,8 +91,11 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
             notice += f"; they bring their network with them: {replaced}"
         return Start(source=config.start_from, weights=weights, notice=notice)
     options = checkpoint["hyper_parameters"]
+    notice = f"Going on from step {checkpoint.get('global_step', 0)}: {path}"
     if config.resume:
-        _keep_origin(config, run_dir)
+        recorded = _recorded(run_dir)
+        _keep_origin(config, recorded, run_dir)
+        notice += _new_precision(config.trainer, recorded.get("trainer"))
     if config.start_from is not None:
         _take_network(config.model, options, typed, path)
     _check_options(config.model, options, path, run_dir)
@@ -103,7 +106,6 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
             f"The training is finished: {path} is its end, at step {step}. To train it on, begin "
             f"another run: --start_from {path} --run_dir NEW"
         )
-    notice = f"Going on from step {step}: {path}"
     return Start(step=step, frame_size=options.get("frame_size"), notice=notice)
 
 
@@ -195,23 +197,38 @@ def _take_network(model: Any, options: dict[str, Any], typed: set[str], source: 
     return ", ".join(replaced)
 
 
-def _keep_origin(config: Any, run_dir: Path) -> None:
+def _recorded(run_dir: Path) -> dict[str, Any]:
+    """A run's config.yaml; empty where there is none: a checkpoint alone can be continued, too."""
+    try:
+        recorded = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _keep_origin(config: Any, recorded: dict[str, Any], run_dir: Path) -> None:
     """A run that goes on keeps what it started from, which its config.yaml notes.
 
     Raises:
         ValueError: The run did not start from the weights that are asked for.
     """
-    try:
-        recorded = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return  # a checkpoint alone can be continued, too
-    origin = recorded.get("start_from") if isinstance(recorded, dict) else None
-    if config.start_from not in (None, origin):
+    origin = recorded.get("start_from")
+    if recorded and config.start_from not in (None, origin):
         raise ValueError(
             f"--start_from is {config.start_from}, but {run_dir} started from "
             f"{origin or 'no weights'}: leave the option out, or name another --run_dir"
         )
-    config.start_from = origin
+    config.start_from = origin if recorded else config.start_from
+
+
+def _new_precision(trainer: Any, recorded: Any) -> str:
+    """What to say where a run goes on in another precision, as on another device it may."""
+    if not isinstance(recorded, dict):
+        return ""
+    before, now = (
+        str(value or "32-true") for value in (recorded.get("precision"), trainer.precision)
+    )
+    return "" if now == before else f"; in precision {now}, no longer {before}"
 
 
 def _check_options(model: Any, options: dict[str, Any], path: str, run_dir: Path) -> None:

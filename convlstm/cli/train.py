@@ -148,7 +148,7 @@ def _raised_in(package: str, error: Exception) -> bool:
 
 def _frame_step(data: Any) -> int:
     """That of the data, or 1 where its class has none."""
-    return int((data.get("init_args") or {}).get("frame_step", 1))
+    return int(((data or {}).get("init_args") or {}).get("frame_step", 1))
 
 
 class TrainParser(OneLineErrors, LightningArgumentParser):
