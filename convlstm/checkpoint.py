@@ -3,6 +3,7 @@
 import pickle
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder: name the checkpoint file in it")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no checkpoint, or a truncated one")
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise ValueError(f"{path} is damaged: its checksums do not agree")
+    if not _is_whole(path):
+        raise ValueError(f"{path} is damaged: its checksums do not agree")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}"
         ) from error
-    keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-    if "state_dict" not in keys or "hidden_sizes" not in (checkpoint.get("hyper_parameters") or ()):
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    weights, options = content.get("state_dict"), content.get("hyper_parameters")
+    if not isinstance(weights, dict) or "hidden_sizes" not in (
+        options if isinstance(options, dict) else ()
+    ):
         raise ValueError(f"{path} is not a checkpoint of a VideoPredictor")
-    return dict(checkpoint)
+    return content
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the checksums of a zip archive agree, and its directory can be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

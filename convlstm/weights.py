@@ -51,7 +51,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, no safetensors file, or one without options.
+        ValueError: The file is damaged, no safetensors file, or one without options; or weights are
+            NaN or infinite.
     """
     path = Path(path)
     if not path.exists():
@@ -62,6 +63,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    if OPTIONS not in metadata:
+    try:
+        options = json.loads(metadata.get(OPTIONS, "null"))
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
         raise ValueError(f"{path} holds no options of a model: write it with `convlstm export`")
-    return weights, json.loads(metadata[OPTIONS])
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise ValueError(f"{path} is damaged: it has weights that are NaN or infinite")
+    return weights, options

@@ -110,3 +110,17 @@ def test_huge_frames_are_refused_before_they_are_decoded(tmp_path, size):
         ) as caught:
             read_clip(path)
         one_line(caught)
+
+
+def test_a_png_with_a_wrong_checksum_is_refused(tmp_path):
+    """A flipped bit in compressed pixels may decode to other ones without an error."""
+    path = save(tmp_path / "clip.apng", CLIP)
+    content = path.read_bytes()
+    for chunk in (b"IDAT", b"fdAT", b"fcTL"):
+        damaged = bytearray(content)
+        damaged[damaged.index(chunk) + 12] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"clip\.apng: the PNG is damaged \(a checksum"):
+            open_clip(path)
+    path.write_bytes(content)
+    assert open_clip(path).num_frames == len(CLIP)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convlstm import VideoPredictor
-from convlstm.checkpoint import read_checkpoint
+from convlstm.checkpoint import newest_checkpoint, read_checkpoint
 
 
 @pytest.fixture
@@ -124,3 +124,25 @@ def test_a_missing_checkpoint_names_the_last_one_beside_it(tmp_path):
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(FileNotFoundError, match=r"best.ckpt, but there is .*last.ckpt$"):
         read_checkpoint(tmp_path / "best.ckpt")
+
+
+@pytest.mark.parametrize(("place", "mask"), [(0, 1), (10, 99), (8, 1)])
+def test_one_whose_directory_is_damaged_is_passed_over(checkpoint, place, mask):
+    content = bytearray(checkpoint.read_bytes())
+    content[content.index(b"PK\x01\x02") + place] ^= mask
+    broken = checkpoint.with_name("last.ckpt")
+    broken.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+        read_checkpoint(broken)
+    with pytest.warns(RuntimeWarning, match=r"passed over: .*last\.ckpt is damaged"):
+        path, _ = newest_checkpoint(checkpoint.parent)
+    assert path == checkpoint
+
+
+@pytest.mark.parametrize("part", ["state_dict", "hyper_parameters"])
+@pytest.mark.parametrize("content", [3, "hidden_sizes", b"hidden_sizes", ["hidden_sizes"], None])
+def test_one_whose_parts_are_of_another_kind_is_refused(checkpoint, part, content):
+    whole = torch.load(checkpoint, weights_only=True)
+    torch.save({**whole, part: content}, checkpoint)
+    with pytest.raises(ValueError, match="is not a checkpoint of a VideoPredictor"):
+        read_checkpoint(checkpoint)

@@ -1,6 +1,7 @@
 """The command in this process; `test_main_job.py` runs it as a user does."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,6 +115,89 @@ def test_a_variant_without_a_configuration_before_it_is_one_line(config, tmp_pat
     Path("gru.yaml").write_text("model: {cell: gru}")
     line = fails(capsys, 2, "fit", "-c", "gru.yaml")
     assert "no data to train or test on: begin with a whole configuration" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches must be >= 1, got 0"),
+        (["--trainer.check_val_every_n_epoch", "0"], "check_val_every_n_epoch must be >= 1, got 0"),
+        (["--trainer.gradient_clip_val", ".nan"], "gradient_clip_val must be >= 0, got nan"),
+        (["--data.batch_size", "20000"], "fewer than one step's 20000"),
+        (["--data.root", ""], "data.root must not be empty"),
+        (["--run_dir", ""], "run_dir must not be empty"),
+        (["--start_from", ""], "start_from must not be empty"),
+    ],
+)
+def test_what_would_fail_later_or_mean_something_else_is_refused_first(
+    config, tmp_path, capsys, words, named
+):
+    line = fails(capsys, 1, "fit", "-c", config, *words)
+    assert named in line
+    assert [path.name for path in tmp_path.iterdir()] == [config]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "named"),
+    [
+        ("model: {head_size: null}", 1, "model.head_size must not be null"),
+        ("model: {residual: null}", 1, "model.residual must not be null"),
+        ("trainer: {overfit_batches: null}", 1, "trainer.overfit_batches must not be null"),
+        ("trainer: {accumulate_grad_batches: null}", 1, "accumulate_grad_batches must not be null"),
+        ("data: {}", 1, "data needs a class_path, such as MovingMNISTDataModule"),
+        ("x: &x [*x]", 2, "no configuration: it contains itself"),
+    ],
+)
+def test_a_value_that_only_files_can_have_is_refused(config, tmp_path, capsys, text, status, named):
+    Path("wrong.yaml").write_text(text)
+    before = [] if text == "data: {}" else ["-c", config]
+    line = fails(capsys, status, "fit", *before, "-c", "wrong.yaml")
+    assert named in line
+    assert {path.name for path in tmp_path.iterdir()} == {config, "wrong.yaml"}
+
+
+def test_a_checkpoint_of_another_network_is_one_line_whatever_is_done_with_it(
+    config, tmp_path, capsys
+):
+    assert main(["fit", "-c", config]) == 0
+    path = tmp_path / "runs/small/checkpoints/last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    weights = dict(whole["state_dict"])
+    weights["network.out.bias"] = weights.pop("network.head.bias")
+    unknown = {**whole["hyper_parameters"], "future": 1}
+    for content in ({"state_dict": weights}, {"hyper_parameters": unknown}):
+        torch.save({**whole, **content}, path)
+        before = files(tmp_path)
+        for words in (
+            ["test", "-c", config, "--ckpt_path", "last"],
+            ["fit", "-c", config, "--resume", "--run_dir", "runs/small"],
+            ["predict", "clip.npy", "--ckpt_path", str(path)],
+            ["export", str(path), "shared.safetensors"],
+        ):
+            line = fails(capsys, 1, *words)
+            assert "last.ckpt: weights and options differ" in line
+        assert files(tmp_path) == before
+
+
+def test_a_reader_that_has_gone_is_one_line_and_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "convlstm", "--help"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == "convlstm: error: [Errno 32] Broken pipe\n"
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_without_a_reader(config):
+    words = [sys.executable, "-m", "convlstm", "fit", "-c", config]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as training:
+        training.stdout.readline()
+        training.stdout.close()
+    assert training.returncode == 0
+    last = torch.load("runs/small/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
 
 
 def test_the_demo_leaves_another_run_alone(config, tmp_path, capsys):

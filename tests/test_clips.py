@@ -342,3 +342,22 @@ def test_damaged_gif_is_refused_or_read_as_a_clip_but_never_fails_otherwise(tmp_
             refused.append(str(error))
     assert len(refused) > 20
     assert not any("\n" in message for message in refused)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        (b"'shape': ", b"'shape#: "),  # a tokenizer's error
+        (b"(4, 6, 7)", b"(9**9,9,)"),
+        (b"(4, 6, 7)", b"(True,6,)"),
+        (b"{'descr'", b"{['escr'"),
+    ],
+)
+def test_npy_with_a_damaged_header_is_refused_in_one_line(tmp_path, part, instead):
+    path = save(tmp_path / "clip.npy", np.zeros((4, 6, 7), dtype=np.uint8))
+    content = path.read_bytes()
+    assert part in content
+    path.write_bytes(content.replace(part, instead))
+    with pytest.raises(ValueError, match=r"clip\.npy: cannot be read") as caught:
+        read_clip(path)
+    assert "\n" not in str(caught.value)

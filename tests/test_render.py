@@ -423,3 +423,10 @@ def test_wrong_suffix_is_named(tmp_path):
         save_strip(tmp_path / "a.gif", clip(1), clip(1))
     with pytest.raises(ValueError, match=r"a\.gif'?, expected a name that ends in \.mp4"):
         save_mp4(tmp_path / "a.gif", clip(1), clip(1))
+
+
+def test_a_gif_wider_than_the_format_allows_is_refused(tmp_path):
+    clip = np.zeros((1, 1, 4, 66000), dtype=np.uint8)
+    with pytest.raises(ValueError, match="a GIF holds at most 65,535 pixels a side"):
+        save_gif(tmp_path / "wide.gif", clip, clip, scale=1)
+    assert not list(tmp_path.iterdir())

@@ -144,3 +144,15 @@ def test_jpegs_are_turned_upright(tmp_path, orientation):
     assert clip.frame_size == frames.shape[2:] == ((24, 16) if orientation == 6 else (16, 24))
     bright = np.argwhere(frames[1, 0] > 128)
     assert bright.min(0).tolist() == {1: [0, 0], 3: [8, 16], 6: [0, 8]}[orientation]
+
+
+def test_a_png_with_a_wrong_checksum_is_refused_when_it_is_read(tmp_path):
+    folder = write_folder(tmp_path / "clip", CLIP)
+    path = folder / "img3.png"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 12] ^= 1
+    path.write_bytes(content)
+    clip = open_clip(folder)
+    clip.read(0, 3)
+    with pytest.raises(ValueError, match=r"img3\.png: the PNG is damaged \(a checksum"):
+        clip.read(3, 4)

@@ -250,3 +250,19 @@ def test_colour_of_more_than_8_bits_says_so(tmp_path, pixels):
     write_video(tmp_path / "a.mkv", frames, "ffv1", pixels, source="rgb48le")
     clip = open_clip(tmp_path / "a.mkv")
     assert clip.dtype == clip.read(0, 3).dtype == np.uint16
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf\u00e9"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width = CLIP.shape[1:3]
+        for frame in CLIP:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    expected = read_clip(path)
+    content = path.read_bytes()
+    assert "caf\u00e9".encode() in content
+    path.write_bytes(content.replace("caf\u00e9".encode(), "caf\u00e9 ".encode("latin-1")))
+    np.testing.assert_array_equal(read_clip(path), expected)

@@ -98,3 +98,25 @@ def test_what_is_neither_weights_nor_a_checkpoint_is_said_in_plain_words(tmp_pat
 def test_a_name_that_is_nowhere_is_said_with_the_names_that_are():
     with pytest.raises(FileNotFoundError, match=r"'moving-minst'.*moving-mnist"):
         VideoPredictor.from_pretrained("moving-minst")
+
+
+@pytest.mark.parametrize("options", ["no JSON", "3", '["hidden_sizes"]'])
+def test_options_that_are_none_are_refused(path, model, options):
+    save_file(dict(model.state_dict()), path, metadata={"hyper_parameters": options})
+    with pytest.raises(ValueError, match=r"model\.safetensors holds no options of a model"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(path, model, value):
+    weights = model.state_dict()
+    weights["network.head.bias"][0] = value
+    write_weights(path, weights, dict(model.hparams))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: .* NaN or infinite"):
+        read_weights(path)
+
+
+def test_an_option_out_of_range_names_the_file(path, model):
+    write_weights(path, model.state_dict(), {**model.hparams, "loss": "gru"})
+    with pytest.raises(ValueError, match=r"model\.safetensors: loss must be"):
+        VideoPredictor.from_pretrained(path)

@@ -1,5 +1,6 @@
 """What a run shows while it goes on."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -65,4 +66,6 @@ def _print(trainer: pl.Trainer, line: str) -> None:
     """Writes a line where there is no terminal to draw a bar on."""
     console = plain_console()
     if trainer.is_global_zero and not console.is_terminal:
-        console.print(line)
+        # A reader that has gone does not end a training; rich would end the program.
+        with suppress(OSError, SystemExit):
+            console.print(line)

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 from convlstm import __version__
@@ -86,28 +87,43 @@ def main(args: Sequence[str] | None = None) -> int:
         it for a value out of range; 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if args is None else args)
+    verb = args[0] if args and args[0] in VERBS else ""
+    program = f"convlstm {verb}".rstrip()
+    try:
+        status = VERBS[verb](args[1:]) if verb else _without_verb(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while what goes wrong can still be said
+        return status
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, OverflowError, MemoryError) as error:
+        if os.environ.get("CONVLSTM_TRACEBACK") == "1":
+            raise
+        if isinstance(error, BrokenPipeError):
+            _give_up_output()
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _without_verb(args: Sequence[str]) -> int:
+    """Help and version, or what is wrong with the first word."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
     if args[0] == "--version":
         print(f"convlstm {__version__}")
         return 0
-    verb = args[0]
-    if verb not in VERBS:
-        near = get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(VERBS)}"
-        print(f"convlstm: error: there is no command '{verb}': {hint}", file=sys.stderr)
-        return 2
-    try:
-        return VERBS[verb](args[1:])
-    except KeyboardInterrupt:
-        print(f"convlstm {verb}: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if os.environ.get("CONVLSTM_TRACEBACK") == "1":
-            raise
-        print(f"convlstm {verb}: error: {one_line(error)}", file=sys.stderr)
-        return 1
+    near = get_close_matches(args[0], VERBS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(VERBS)}"
+    print(f"convlstm: error: there is no command '{args[0]}': {hint}", file=sys.stderr)
+    return 2
+
+
+def _give_up_output() -> None:
+    """Lets what is still to be written vanish, as its reader has, or Python will try in the end."""
+    with suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: Exception) -> str:
@@ -115,6 +131,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     text = str(error)
+    if isinstance(error, MemoryError) and not text:
+        return "the memory does not suffice"
     if text.startswith("Caught ") and " in DataLoader worker process " in text:
         text = re.split(r"\n\w*Error: ", text)[-1]  # what follows the traceback
     return " ".join(text.split()) or type(error).__name__

@@ -2,11 +2,22 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
+from pytorch_lightning import Trainer
+
+from convlstm.module import VideoPredictor
+from datamodules import VideoDataModule
 
 SECTIONS = ("model", "trainer")
+NAMES = ("run_dir", "ckpt_path", "start_from", "pretrained", "save_forecasts")
+# What Lightning takes and then stumbles over; below 0 the last one would turn each step around.
+LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
 
 
 def find_mistake(text: str) -> str | None:
@@ -29,6 +40,37 @@ def find_mistake(text: str) -> str | None:
     return None
 
 
+def check_values(config: Any) -> None:
+    """Refuses values that jsonargparse takes, and that would fail later or mean something else.
+
+    Args:
+        config: The configuration of `fit`, `validate` or `test`.
+
+    Raises:
+        ValueError: A value is null, empty or out of range; or the data's class is missing.
+    """
+    kind: Any = locate(config.data.class_path) if config.data else VideoDataModule
+    if kind is VideoDataModule:
+        raise ValueError("data needs a class_path, such as MovingMNISTDataModule or ClipDataModule")
+    data = config.data.init_args or {}
+    _refuse_nulls("model", VideoPredictor, config.model)
+    _refuse_nulls("trainer", Trainer, config.trainer)
+    _refuse_nulls("data", kind, data)
+    given = {name: config.get(name) for name in NAMES}
+    for name, value in {**given, "data.root": data.get("root")}.items():
+        if value == "":  # the current folder, to Python
+            raise ValueError(f"{name} must not be empty")
+    for name, least in LEAST.items():
+        value = config.trainer[name]
+        if value is not None and not value >= least:
+            raise ValueError(f"trainer.{name} must be >= {least}, got {value}")
+    if config.trainer.val_check_interval == 0:
+        raise ValueError(
+            "trainer.val_check_interval must be above 0, got 0: to train without validations, set "
+            "trainer.limit_val_batches to 0"
+        )
+
+
 def refuse_moved(files: Iterable[Path], run_dir: Path) -> None:
     """A run's own configuration names its directory, which may have got another name since.
 
@@ -47,6 +89,15 @@ def refuse_moved(files: Iterable[Path], run_dir: Path) -> None:
                 f"{path} is of a run that was moved here from {run_dir}: give --run_dir "
                 f"{shlex.quote(str(own))}, or that of another run"
             )
+
+
+def _refuse_nulls(section: str, kind: Any, options: Any) -> None:
+    """Refuses null where a class does not take it; jsonargparse takes it from files."""
+    hints = get_type_hints(kind.__init__)
+    for name, option in signature(kind).parameters.items():
+        null = options.get(name, 0) is None and option.default is not None
+        if null and NoneType not in get_args(hints.get(name)):
+            raise ValueError(f"{section}.{name} must not be null")
 
 
 def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:

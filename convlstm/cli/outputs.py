@@ -1,5 +1,6 @@
 """The files that are written for each clip, and what they are called."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -42,8 +43,11 @@ class Outputs:
 
         Raises:
             OSError: The folder may not be written to.
-            ValueError: One would be, or there can be no such folder; the message names it.
+            ValueError: One would be, or there can be no such folder; the message names it. Or a
+                package is missing.
         """
+        if "mp4" in self.formats and not importlib.util.find_spec("av"):
+            raise ValueError("--format mp4 needs PyAV: pip install av")
         try:
             check_folder(self.folder)
         except NotADirectoryError as error:

@@ -49,6 +49,8 @@ def run(args: Sequence[str]) -> int:
     for clip in _progress(clips):
         try:
             _forecast(clip, model, options, size, outputs)
+        except BrokenPipeError:  # whoever reads what is printed has gone
+            raise
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
@@ -180,8 +182,9 @@ def _trained_size(model: VideoPredictor) -> Size:
 
 
 def _progress(clips: list[Path]) -> Iterable[Path]:
-    console = Console(stderr=True)
-    return track(clips, "Forecasting", console=console, disable=len(clips) < 2)
+    if len(clips) < 2:
+        return clips
+    return track(clips, "Forecasting", console=Console(stderr=True))
 
 
 def _forecast(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convlstm.checkpoint import newest_checkpoint, read_checkpoint
 from convlstm.forecaster import EncoderForecaster
-from convlstm.module import VideoPredictor
+from convlstm.module import VideoPredictor, rebuilt
 from convlstm.pretrained import read_pretrained
 
 DEFAULTS = {name: option.default for name, option in signature(VideoPredictor).parameters.items()}
@@ -91,6 +91,7 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
             notice += f"; they bring their network with them: {replaced}"
         return Start(source=config.start_from, weights=weights, notice=notice)
     options = checkpoint["hyper_parameters"]
+    rebuilt(checkpoint["state_dict"], options, path)
     notice = f"Going on from step {checkpoint.get('global_step', 0)}: {path}"
     if config.resume:
         recorded = _recorded(run_dir)
@@ -132,7 +133,9 @@ def tested_checkpoint(config: Any, run_dir: Path, words: Sequence[str]) -> str |
         if name is None and not path.exists() and (folder / "last.ckpt").exists():
             path = folder / "last.ckpt"  # a training without validations has no best one
         name = str(path)
-    options = {**DEFAULTS, **read_checkpoint(name)["hyper_parameters"]}
+    checkpoint = read_checkpoint(name)
+    rebuilt(checkpoint["state_dict"], checkpoint["hyper_parameters"], name)
+    options = {**DEFAULTS, **checkpoint["hyper_parameters"]}
     for option in _typed(words):
         if option in options and config.model[option] != options[option]:
             raise ValueError(

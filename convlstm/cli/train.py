@@ -8,9 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import yaml
@@ -41,7 +39,7 @@ from convlstm.callbacks import (
     TrainingStopped,
     ValidationWatch,
 )
-from convlstm.cli.configuration import find_mistake, refuse_moved
+from convlstm.cli.configuration import check_values, find_mistake, refuse_moved
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
@@ -66,6 +64,7 @@ SILENCED = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a run that goes on
     ".*callbacks used to create the checkpoint.*",  # a test needs no checkpoint callback
     ".*`max_epochs` was not set.*",
+    ".*could not find the monitored key.*",  # a training without validations
     ".*number of training batches .* smaller than the logging interval.*",
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 on torch 2.14
     "(?s).*deprecated.*will be removed in v5",  # Lightning 2.6.6 on jsonargparse 4.53, this
@@ -260,26 +259,20 @@ class VideoCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except UnicodeDecodeError:
             parser.error("what -c names is no configuration, which would be text")
+        except RecursionError:
+            parser.error("what -c names is no configuration: it contains itself")
         config = self.config[self.config.subcommand]
         files = [Path(str(path)) for path in config.config or []]
         for path in files:
             mistake = find_mistake(path.read_text(encoding="utf-8"))
             if mistake is not None:
                 parser.error(f"{path}: {mistake}")
-        _refuse_nulls(config.data)
+        check_values(config)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         if not any(word.partition("=")[0] == "--run_dir" for word in args):
             refuse_moved(files, self.run_dir)
         config.run_dir = str(self.run_dir)
         config.trainer.default_root_dir = str(self.run_dir)
-        if config.trainer.val_check_interval == 0:
-            raise ValueError(
-                "trainer.val_check_interval must be above 0, got 0: to train without validations, "
-                "set trainer.limit_val_batches to 0"
-            )
-        if (config.trainer.gradient_clip_val or 0) < 0:  # it would turn each step around
-            value = config.trainer.gradient_clip_val
-            raise ValueError(f"trainer.gradient_clip_val must be >= 0, got {value}")
         if self.config.subcommand == "fit":
             if config.model.schedule == "onecycle" and config.trainer.max_steps < 1:
                 raise ValueError(ENDLESS)  # before there are logs
@@ -374,6 +367,7 @@ class VideoCLI(LightningCLI):
             self.datamodule.trainer = self.trainer
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
+            self.datamodule.train_dataloader()  # which may find the data too small
         if self.start.notice is not None:
             console.print(self.start.notice)
         count = sum(p.numel() for p in self.model.parameters())
@@ -437,14 +431,6 @@ class VideoCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         console = plain_console(quiet=not self.trainer.is_global_zero)
         console.print(f"{doing} {config.ckpt_path or f'the weights {config.pretrained}'}")
-
-
-def _refuse_nulls(data: Any) -> None:
-    """Refuses null where the data's class has another default; jsonargparse takes it for any."""
-    kind: Any = locate(data.class_path)
-    for name, option in signature(kind).parameters.items():
-        if data.init_args.get(name, 0) is None and option.default is not None:
-            raise ValueError(f"data.{name} must not be null")
 
 
 def _check_extras(config: Any) -> None:

@@ -12,6 +12,8 @@ from convlstm.render.animation import animation
 from convlstm.render.clips import Clips, check_fps, check_suffix, checked
 from convlstm.render.drawing import BACKGROUND, CONTEXT, EMPTY, FORECAST, TEXT, TRUTH
 
+LARGEST = 65535  # pixels a side of a GIF
+
 
 def save_gif(
     path: str | os.PathLike[str],
@@ -37,7 +39,8 @@ def save_gif(
         scale: See `forecast_frames`.
 
     Raises:
-        ValueError: As `forecast_frames`; if `fps` is out of range; if `path` has another suffix.
+        ValueError: As `forecast_frames`; if `fps` is out of range; if `path` has another suffix; if
+            a side of the animation has more than 65,535 pixels.
         OSError: If the file cannot be written.
     """
     check_suffix(path, ".gif")
@@ -57,7 +60,14 @@ def encode_gif(
     """The content of the file that `save_gif` writes."""
     check_fps(fps)
     clips = checked(context, forecast, truth)
-    indices, palette = _indexed(animation(clips, scale), clips)
+    frames = animation(clips, scale)
+    if max(frames.shape[1:3]) > LARGEST:
+        height, width = frames.shape[1:3]
+        raise ValueError(
+            f"a GIF holds at most {LARGEST:,} pixels a side, these frames have {height:,} x "
+            f"{width:,}: write other formats, such as png and npy"
+        )
+    indices, palette = _indexed(frames, clips)
     durations = [10 * round(100 / fps)] * len(indices)  # milliseconds
     durations[-1] += 1500
     data: bytes = iio.imwrite(

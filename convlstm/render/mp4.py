@@ -58,4 +58,4 @@ def save_mp4(
             video.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
         video.mux(stream.encode())  # what the encoder still holds
     with replacing(path) as temporary:
-        temporary.write_bytes(data.getbuffer())
+        temporary.write_bytes(data.getvalue())

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from datamodules.clips.errors import damage, require_file
-from datamodules.clips.pictures import opened, pixel_type, pixels
+from datamodules.clips.pictures import check_png, opened, pixel_type, pixels
 from datamodules.clips.reader import ClipReader
 
 ANIMATION_SUFFIXES = (".gif", ".png", ".apng", ".webp")
@@ -33,6 +33,8 @@ class AnimationReader(ClipReader):
         self.path = path
         self.kind = _KINDS[path.suffix.lower()]
         _require_whole(path, self.kind)
+        if self.kind == "PNG":
+            check_png(path)
         with opened(path) as image:
             self._set_frame_size(image.height, image.width)
             with damage(path, self.kind):

@@ -94,7 +94,7 @@ def open_npy(path: str | Path) -> NDArray[Any]:
         raise ValueError(f"{path}: not a .npy file: write it with numpy.save")
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # of all kinds, when the header is damaged
         raise ValueError(
             f"{path}: cannot be read ({first_line(error)}): the file is truncated or damaged, or "
             "holds no numbers; write it anew with numpy.save"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from PIL import Image
 
 
 def require_file(path: Path) -> None:
@@ -38,7 +41,7 @@ def permitted(path: Path) -> Iterator[None]:
 
 @contextmanager
 def damage(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into one line that names the file.
+    """Turns whatever a decoder raises into one line that names the file; of warnings there is none.
 
     Decoders let all kinds of exceptions escape on damaged files, even AttributeError.
 
@@ -51,7 +54,10 @@ def damage(path: Path, kind: str) -> Iterator[None]:
         MemoryError: The block has.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
     except MemoryError:
         raise
     except Exception as error:

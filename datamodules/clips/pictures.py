@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from datamodules.clips.colour import on_black
 from datamodules.clips.errors import damage, require_file
 from datamodules.clips.reader import MOST_PIXELS
 
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"acTL", b"fcTL", b"fdAT")
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
@@ -28,24 +29,37 @@ def opened(path: Path) -> Iterator[Image.Image]:
         ValueError: If it is no picture, or one with very many pixels.
     """
     require_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with damage(path, "picture"):
-                image = Image.open(path)
-        except ValueError as error:
-            if isinstance(error.__cause__, UnidentifiedImageError):
-                raise ValueError(
-                    f"{path}: not a picture, whatever its name says, or a damaged one: give another"
-                ) from error
-            if isinstance(error.__cause__, _BOMBS):
-                raise ValueError(
-                    f"{path}: the picture is too large: make it smaller, at most {MOST_PIXELS:,} "
-                    "pixels"
-                ) from error
-            raise
+    try:
+        with damage(path, "picture"):
+            image = Image.open(path)
+    except ValueError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise ValueError(
+                f"{path}: not a picture, whatever its name says, or a damaged one: give another"
+            ) from error
+        if isinstance(error.__cause__, _BOMBS):
+            raise ValueError(
+                f"{path}: the picture is too large: make it smaller, at most {MOST_PIXELS:,} pixels"
+            ) from error
+        raise
     with image:
         yield image
+
+
+def check_png(path: Path) -> None:
+    """Compares the checksums of what makes a PNG's pixels, at which Pillow does not look.
+
+    Raises:
+        ValueError: One is wrong.
+    """
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            left, checksum = int.from_bytes(head[:4], "big"), zlib.crc32(head[4:])
+            while part := file.read(min(left, 2**20)):
+                left, checksum = left - len(part), zlib.crc32(part, checksum)
+            if file.read(4) != checksum.to_bytes(4, "big") and head[4:] in _PIXEL_CHUNKS:
+                raise ValueError(f"{path}: the PNG is damaged (a checksum is wrong): copy it anew")
 
 
 def pixel_type(image: Image.Image) -> np.dtype[Any]:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from datamodules.clips.errors import damage
 from datamodules.clips.folders import children
-from datamodules.clips.pictures import opened, pixel_type, pixels
+from datamodules.clips.pictures import check_png, opened, pixel_type, pixels
 from datamodules.clips.reader import ClipReader
 
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -70,6 +70,8 @@ class FolderReader(ClipReader):
     def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         for number in numbers:
             file = self.files[number]
+            if file.suffix.lower() == ".png":
+                check_png(file)
             with opened(file) as image, damage(file, "image"):
                 if image.format in CAMERAS:
                     ImageOps.exif_transpose(image, in_place=True)

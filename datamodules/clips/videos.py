@@ -121,7 +121,7 @@ class VideoReader(ClipReader):
         except ImportError as error:
             raise ValueError(f"{self.path}: reading videos needs PyAV: pip install av") from error
         try:
-            container = av.open(str(self.path))
+            container = av.open(str(self.path), metadata_errors="replace")
         except av.FFmpegError as error:
             raise ValueError(
                 f"{self.path}: not a video, whatever its name says, or a truncated or damaged one "
