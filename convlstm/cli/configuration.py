@@ -53,9 +53,13 @@ def check_values(config: Any) -> None:
     if kind is VideoDataModule:
         raise ValueError("data needs a class_path, such as MovingMNISTDataModule or ClipDataModule")
     data = config.data.init_args or {}
-    _refuse_nulls("model", VideoPredictor, config.model)
-    _refuse_nulls("trainer", Trainer, config.trainer)
-    _refuse_nulls("data", kind, data)
+    sections = ("model", VideoPredictor, config.model), ("trainer", Trainer, config.trainer)
+    for section, built, options in (*sections, ("data", kind, data)):
+        _refuse_nulls(section, built, options)
+        for name, value in options.items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int) and abs(number) >= 2**63 for number in numbers):
+                raise ValueError(f"{section}.{name} is too large: {value}")
     given = {name: config.get(name) for name in NAMES}
     for name, value in {**given, "data.root": data.get("root")}.items():
         if value == "":  # the current folder, to Python
