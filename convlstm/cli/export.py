@@ -48,5 +48,5 @@ def run(args: Sequence[str]) -> int:
     weights, own = checkpoint["state_dict"], checkpoint["hyper_parameters"]
     rebuilt(weights, own, options.checkpoint)  # or nobody could load the file
     write_weights(out, weights, own, DTYPES[options.dtype])
-    print(f"{out}: {out.stat().st_size / 2**20:.2g} MiB")
+    print(f"{out}: {out.stat().st_size / 2**20:,.2f} MiB")
     return 0

@@ -5,6 +5,7 @@ our own. Dtypes are those of the operations: convolutions in that of x, gates an
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,13 +49,8 @@ def gru_steps(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`gru_sequence`."""
-    h = _zeros(x, weight_hh) if h is None else h
-    from_h = _hidden(weight_hh, mask)
-    outputs = []
-    for from_x in _inputs(x, weight_ih, bias, len(weight_hh)):
-        h = gru_gates(from_x, from_h(h), h, bias_hh).to(x.dtype)
-        outputs.append(h)
-    return torch.stack(outputs), h
+    advance = partial(gru_gates, bias_hh=bias_hh)
+    return _steps(advance, x, weight_ih, weight_hh, bias, h, mask)
 
 
 def rnn_steps(
@@ -66,11 +62,28 @@ def rnn_steps(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`rnn_sequence`."""
+
+    def advance(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(from_x + from_h)
+
+    return _steps(advance, x, weight_ih, weight_hh, bias, h, mask)
+
+
+def _steps(
+    advance: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    h: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Of a recurrence whose state is h alone: `advance` makes the new one of both gates and h."""
     h = _zeros(x, weight_hh) if h is None else h
     from_h = _hidden(weight_hh, mask)
     outputs = []
     for from_x in _inputs(x, weight_ih, bias, len(weight_hh)):
-        h = torch.tanh(from_x + from_h(h)).to(x.dtype)
+        h = advance(from_x, from_h(h), h).to(x.dtype)
         outputs.append(h)
     return torch.stack(outputs), h
 
