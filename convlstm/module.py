@@ -220,7 +220,32 @@ class VideoPredictor(Inference, pl.LightningModule):
                 range, or describes another network than that of the weights.
         """
         weights, own = read_pretrained(name_or_path)
-        return rebuilt(weights, {**own, **options}, name_or_path)
+        return cls.rebuilt(weights, {**own, **options}, name_or_path)
+
+    @classmethod
+    def rebuilt(
+        cls, weights: dict[str, Tensor], options: dict[str, Any], source: str | Path
+    ) -> "VideoPredictor":
+        """Builds the predictor that weights and options describe, in eval mode.
+
+        Args:
+            weights: Its state dict.
+            options: Its hyperparameters.
+            source: What they are from, for the message.
+
+        Raises:
+            ValueError: An option is unknown or out of range, or the weights are not those of the
+                network that the options describe.
+        """
+        try:
+            model = cls(**options)
+            model.load_state_dict(weights)
+        except (TypeError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{source}: weights and options differ: {text}") from error
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        return model.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Notes the frame size, for who forecasts clips of another one."""
@@ -337,31 +362,6 @@ class VideoPredictor(Inference, pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-
-def rebuilt(
-    weights: dict[str, Tensor], options: dict[str, Any], source: str | Path
-) -> VideoPredictor:
-    """The predictor that weights and options describe, in eval mode.
-
-    Args:
-        weights: Its state dict.
-        options: Its hyperparameters.
-        source: What they are from, for the message.
-
-    Raises:
-        ValueError: An option is unknown or out of range, or the weights are not those of the
-            network that the options describe.
-    """
-    try:
-        model = VideoPredictor(**options)
-        model.load_state_dict(weights)
-    except (TypeError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"{source}: weights and options differ: {text}") from error
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    return model.eval()
 
 
 def load(name_or_path: str | Path) -> VideoPredictor:

@@ -267,8 +267,8 @@ class ClipDataModule(VideoDataModule):
             if seen:
                 rank_zero_warn(
                     f"{len(seen)} of the {len(parts)} clips for {split} are ones that the model "
-                    f"was trained on, such as {seen[0]}: its scores will be too good. The lot "
-                    "changes with the clips that there are; subfolders train, val and test do not"
+                    f"was trained on, such as {seen[0]}: its scores will be too good. The random "
+                    "split changes with the clips; subfolders train, val and test do not"
                 )
 
 

@@ -148,12 +148,13 @@ class MovingMNISTDataModule(VideoDataModule):
         """What the training data depends on, for a checkpoint."""
         state: dict[str, Any] = super().state_dict()
         if state:
+            start, stop = self.occlude.start, self.occlude.stop
             state["sequences"] = {
                 "digits": self.digits,
                 "num_digits": self.num_digits,
                 "frame_size": list(self.frame_size),
                 "speed": list(self.speed),
-                "occlude": [self.occlude.start, self.occlude.stop],
+                "occlude": None if self.occlude == NO_GAP else [start, stop - start],
                 "target_length": self.target_length,
             }
         return state

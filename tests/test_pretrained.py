@@ -42,3 +42,10 @@ def test_options_of_training_replace_those_that_come_with_the_weights():
         assert torch.equal(model.state_dict()[name], weight)
     with pytest.raises(ValueError, match="weights and options differ"):
         VideoPredictor.from_pretrained("moving-mnist", hidden_sizes=[8, 8])
+
+
+def test_a_subclass_builds_its_own_kind():
+    class Predictor(VideoPredictor):
+        pass
+
+    assert type(Predictor.from_pretrained("moving-mnist")) is Predictor

@@ -252,7 +252,10 @@ def test_a_training_that_goes_on_keeps_the_models_options(config, capsys):
     [
         (["--data.num_digits", "3"], "data.num_digits is 3, but the checkpoint was trained with 2"),
         (["--data.speed", "[1,2]"], "data.speed is [1.0, 2.0], but"),
-        (["--data.occlude", "[0,1]"], "data.occlude is [0, 1], but"),
+        (
+            ["--data.occlude", "[1,1]"],
+            "data.occlude is [1, 1], but the checkpoint was trained with None",
+        ),
         (["--seed_everything", "5"], "--seed_everything is 5, but"),
     ],
 )

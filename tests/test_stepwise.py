@@ -85,6 +85,19 @@ def test_an_exported_network_takes_batches_of_any_size_and_has_no_operation_of_o
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+def test_an_exported_network_takes_frames_of_any_size_that_its_strides_divide():
+    options = {"patch_size": 2, "hidden_sizes": [4, 3], "downsample": [1, 2]}
+    network = drawn(EncoderForecaster(**options))
+    sizes = {"frames": dict.fromkeys((0, 3, 4), Dim.DYNAMIC), "steps": None}
+    example = torch.rand(2, 3, 1, 16, 12, dtype=torch.float64)
+    exported = torch.export.export(network, (example, 4), dynamic_shapes=sizes).module()
+    for height, width in ((8, 20), (24, 24)):
+        context = torch.rand(3, 3, 1, height, width, dtype=torch.float64)
+        with torch.no_grad():
+            mine, theirs = exported(context, 4), network(context, 4)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
 def test_a_layer_exported_under_autocast_keeps_cell_states_in_float32():
     layer = ConvLSTM(2, 3).eval()
     x = torch.rand(2, 4, 2, 5, 6)

@@ -12,6 +12,14 @@ from convlstm.cells.base import HiddenStateCell, Kernel, recurrence_parameters
 from convlstm.convolution import same_conv2d
 
 
+def rnn_gates(input_gates: Tensor, hidden_gates: Tensor, h: Tensor) -> Tensor:
+    """Turns the finished convolutions W_x * x + b and W_h * h into the new h, as `gru_gates` does.
+
+    All are (B, H, h, w); of the old h itself nothing is needed.
+    """
+    return torch.tanh(input_gates + hidden_gates)
+
+
 def rnn_parameters(
     input_size: int,
     hidden_size: int,
@@ -49,4 +57,4 @@ class ConvRNNCell(HiddenStateCell):
             ValueError: The state has another shape.
         """
         self.check_state(input_gates, state)
-        return torch.tanh(input_gates + same_conv2d(state, self.weight_hh))
+        return rnn_gates(input_gates, same_conv2d(state, self.weight_hh), state)

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli.parser import OneLineErrors
-from convlstm.module import rebuilt
+from convlstm.module import VideoPredictor
 from convlstm.weights import write_weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -46,7 +46,7 @@ def run(args: Sequence[str]) -> int:
         parser.error(f"{options.checkpoint} is an exported file already, no checkpoint")
     checkpoint = read_checkpoint(options.checkpoint)
     weights, own = checkpoint["state_dict"], checkpoint["hyper_parameters"]
-    rebuilt(weights, own, options.checkpoint)  # or nobody could load the file
+    VideoPredictor.rebuilt(weights, own, options.checkpoint)  # or nobody could load the file
     write_weights(out, weights, own, DTYPES[options.dtype])
     print(f"{out}: {out.stat().st_size / 2**20:,.2f} MiB")
     return 0

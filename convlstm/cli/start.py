@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convlstm.checkpoint import newest_checkpoint, read_checkpoint
 from convlstm.forecaster import EncoderForecaster
-from convlstm.module import VideoPredictor, rebuilt
+from convlstm.module import VideoPredictor
 from convlstm.pretrained import read_pretrained
 
 DEFAULTS = {name: option.default for name, option in signature(VideoPredictor).parameters.items()}
@@ -48,19 +48,11 @@ class Start:
     notice: str | None = None
 
     def apply(self, model: VideoPredictor) -> None:
-        """Gives a model what it starts from; Lightning loads the checkpoint.
-
-        Raises:
-            ValueError: The weights are not those of the network that their options describe.
-        """
+        """Gives a model what it starts from; Lightning loads the checkpoint."""
         if self.frame_size is not None:
             model.hparams["frame_size"] = self.frame_size
         if self.weights is not None:
-            try:
-                model.load_state_dict(self.weights)
-            except RuntimeError as error:
-                text = " ".join(str(error).split())
-                raise ValueError(f"{self.source}: weights and options differ: {text}") from error
+            model.load_state_dict(self.weights)
 
 
 def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
@@ -85,13 +77,14 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
         if config.start_from is None:
             return Start()
         weights, options = read_pretrained(config.start_from)
+        VideoPredictor.rebuilt(weights, options, config.start_from)
         replaced = _take_network(config.model, options, typed, config.start_from)
         notice = f"Starting from the weights {config.start_from}"
         if replaced:
             notice += f"; they bring their network with them: {replaced}"
         return Start(source=config.start_from, weights=weights, notice=notice)
     options = checkpoint["hyper_parameters"]
-    rebuilt(checkpoint["state_dict"], options, path)
+    VideoPredictor.rebuilt(checkpoint["state_dict"], options, path)
     notice = f"Going on from step {checkpoint.get('global_step', 0)}: {path}"
     if config.resume:
         recorded = _recorded(run_dir)
@@ -134,7 +127,7 @@ def tested_checkpoint(config: Any, run_dir: Path, words: Sequence[str]) -> str |
             path = folder / "last.ckpt"  # a training without validations has no best one
         name = str(path)
     checkpoint = read_checkpoint(name)
-    rebuilt(checkpoint["state_dict"], checkpoint["hyper_parameters"], name)
+    VideoPredictor.rebuilt(checkpoint["state_dict"], checkpoint["hyper_parameters"], name)
     options = {**DEFAULTS, **checkpoint["hyper_parameters"]}
     for option in _typed(words):
         if option in options and config.model[option] != options[option]:

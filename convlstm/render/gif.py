@@ -27,8 +27,7 @@ def save_gif(
     """Write `forecast_frames` as a GIF that loops forever and pauses on the last frame.
 
     All frames share one palette without dithering. Gray levels are off by at most 2 of 255. Up to
-    200 colours are kept exactly; more are reduced to fit the
-    palette.
+    200 colours are kept exactly; more are reduced to fit the palette.
 
     Args:
         path: The file to write, completely or not at all. Its name must end in `.gif`.

@@ -1,10 +1,12 @@
 """The ConvGRU over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convlstm.cells.gru import gru_gates
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
@@ -23,7 +25,7 @@ from convlstm.sequence.common import (
     step_rows,
     wants_gradient,
 )
-from convlstm.sequence.stepwise import gru_steps
+from convlstm.sequence.stepwise import hidden_state_steps
 
 
 def gru_sequence(
@@ -54,7 +56,8 @@ def gru_sequence(
         x, weight_ih, weight_hh, bias, bias_hh, h, mask
     )
     if torch.compiler.is_exporting():
-        return gru_steps(x, weight_ih, weight_hh, bias, bias_hh, h, mask)
+        advance = partial(gru_gates, bias_hh=bias_hh)
+        return hidden_state_steps(advance, x, weight_ih, weight_hh, bias, h, mask)
     keep = wants_gradient(x, weight_ih, weight_hh, bias, bias_hh, h)
     with as_it_is(x):
         outputs, last = _GRU.apply(x, weight_ih, weight_hh, bias, bias_hh, h, mask, keep)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convlstm.cells.rnn import rnn_gates
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.sequence.common import (
@@ -21,7 +22,7 @@ from convlstm.sequence.common import (
     rows,
     step_rows,
 )
-from convlstm.sequence.stepwise import rnn_steps
+from convlstm.sequence.stepwise import hidden_state_steps
 
 
 def rnn_sequence(
@@ -48,7 +49,7 @@ def rnn_sequence(
     """
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
     if torch.compiler.is_exporting():
-        return rnn_steps(x, weight_ih, weight_hh, bias, h, mask)
+        return hidden_state_steps(rnn_gates, x, weight_ih, weight_hh, bias, h, mask)
     with as_it_is(x):
         outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask)
     return outputs, last

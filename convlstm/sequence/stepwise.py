@@ -5,12 +5,10 @@ our own. Dtypes are those of the operations: convolutions in that of x, gates an
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from convlstm.cells.gru import gru_gates
 from convlstm.cells.lstm import lstm_gates
 from convlstm.convolution import same_conv2d
 from convlstm.kernels.plain import exact
@@ -39,37 +37,7 @@ def lstm_steps(
     return torch.stack(outputs), (h, c), torch.stack(cells)
 
 
-def gru_steps(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    bias_hh: Tensor | None,
-    h: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`gru_sequence`."""
-    advance = partial(gru_gates, bias_hh=bias_hh)
-    return _steps(advance, x, weight_ih, weight_hh, bias, h, mask)
-
-
-def rnn_steps(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    h: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`rnn_sequence`."""
-
-    def advance(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(from_x + from_h)
-
-    return _steps(advance, x, weight_ih, weight_hh, bias, h, mask)
-
-
-def _steps(
+def hidden_state_steps(
     advance: Callable[[Tensor, Tensor, Tensor], Tensor],
     x: Tensor,
     weight_ih: Tensor | None,
@@ -78,7 +46,7 @@ def _steps(
     h: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Of a recurrence whose state is h alone: `advance` makes the new one of both gates and h."""
+    """`gru_sequence` and `rnn_sequence`: `advance` makes the new h of both convolutions and h."""
     h = _zeros(x, weight_hh) if h is None else h
     from_h = _hidden(weight_hh, mask)
     outputs = []

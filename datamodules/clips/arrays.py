@@ -93,10 +93,12 @@ def open_npy(path: str | Path) -> NDArray[Any]:
     if magic != b"\x93NUMPY":
         raise ValueError(f"{path}: not a .npy file: write it with numpy.save")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of all kinds, when the header is damaged
+        with damage(path, ".npy file"):
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ValueError(
-            f"{path}: cannot be read ({first_line(error)}): the file is truncated or damaged, or "
+            f"{path}: cannot be read ({first_line(cause)}): the file is truncated or damaged, or "
             "holds no numbers; write it anew with numpy.save"
         ) from error
     return array

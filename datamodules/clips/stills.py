@@ -70,12 +70,13 @@ class FolderReader(ClipReader):
     def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         for number in numbers:
             file = self.files[number]
-            if file.suffix.lower() == ".png":
-                check_png(file)
-            with opened(file) as image, damage(file, "image"):
-                if image.format in CAMERAS:
-                    ImageOps.exif_transpose(image, in_place=True)
-                frame = pixels(image)
+            with opened(file) as image:
+                if image.format == "PNG":
+                    check_png(file)
+                with damage(file, "image"):
+                    if image.format in CAMERAS:
+                        ImageOps.exif_transpose(image, in_place=True)
+                    frame = pixels(image)
             yield frame
 
 
