@@ -29,3 +29,11 @@ def _clean():
     left = set(ROOT.iterdir()) | set((ROOT / "tests").iterdir())
     left = {path for path in left - before if not path.name.startswith((".", "__pycache__"))}
     assert not left, f"the test left {sorted(map(str, left))}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled(monkeypatch):
+    """Kernels that the user has compiled are not what is tested."""
+    from convlstm.kernels import native
+
+    monkeypatch.setattr(native, "library", lambda: ROOT / "no library")

@@ -1,8 +1,12 @@
-"""The Triton kernels against plain PyTorch: on CUDA where there is some, else interpreted."""
+"""The kernels in Triton and C++ against plain PyTorch.
+
+Triton runs on CUDA where there is some, else interpreted.
+"""
 
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +16,43 @@ import pytest
 import torch
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
-from convlstm.kernels import backend, choose, plain, use_backend
+from convlstm.cli import main
+from convlstm.kernels import backend, choose, native, plain, use_backend
+from convlstm.kernels.build import FLAGS, build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = {"lstm": ConvLSTM, "gru": ConvGRU, "rnn": ConvRNN}
 # Triton has no wheels for macOS and Windows.
-TRITON = [pytest.param(True, id="triton")] if importlib.util.find_spec("triton") else []
+TRITON = ["triton"] if importlib.util.find_spec("triton") else []
+# What `convlstm build` takes.
+CAN_BUILD = (
+    sys.platform == "linux"
+    and shutil.which("c++") is not None
+    and torch.backends.cpu.get_cpu_capability() in FLAGS
+)
+FAST = [*TRITON, *(["native"] if CAN_BUILD and DEVICE == "cpu" else [])]
 
 
 @pytest.fixture(autouse=True)
 def _no_wish(monkeypatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The kernels in C++, compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: tmp_path_factory.mktemp("native") / "gates.so")
+        return build()
+
+
+@pytest.fixture
+def fast(request, monkeypatch):
+    """The name of a backend that can be used now."""
+    if request.param == "native":
+        path = request.getfixturevalue("library")
+        monkeypatch.setattr(native, "library", lambda: path)
+    return request.param
 
 
 def run(layer, x, state, dtype):
@@ -37,25 +67,25 @@ def run(layer, x, state, dtype):
     return [output, *parts, *torch.autograd.grad(loss, wanted)]
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
 @torch.no_grad()
-def test_kernels_forecast_without_keeping_gates(triton, kind):
+def test_kernels_forecast_without_keeping_gates(fast, kind):
     layer, x = LAYERS[kind](2, 3).to(DEVICE), torch.randn(2, 3, 2, 3, 5, device=DEVICE)
     with use_backend("plain"):
         expected, _ = layer(x)
-    with use_backend("triton"):
+    with use_backend(fast):
         output, _ = layer(x)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("first", backend.BACKENDS)
-def test_what_is_computed_again_may_have_another_backend(triton, kind, first):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_computed_again_may_have_another_backend(fast, kind, swapped):
     layer = LAYERS[kind](2, 3, checkpoint_every=2).to(DEVICE)
     x = torch.randn(2, 5, 2, 3, 5, device=DEVICE, requires_grad=True)
-    second = next(name for name in backend.BACKENDS if name != first)
+    first, second = (fast, "plain") if swapped else ("plain", fast)
     results = []
     for name in (first, second):
         with use_backend(first):
@@ -66,9 +96,9 @@ def test_what_is_computed_again_may_have_another_backend(triton, kind, first):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_kernels_take_what_hooks_made_contiguous(triton, kind):
+def test_kernels_take_what_hooks_made_contiguous(fast, kind):
     layer = LAYERS[kind](2, 3).to(DEVICE)
     x = torch.randn(1, 4, 2, 5, 6, device=DEVICE, requires_grad=True)
     wanted = [x, *layer.parameters()]
@@ -76,7 +106,7 @@ def test_kernels_take_what_hooks_made_contiguous(triton, kind):
     hooks = torch.autograd.graph.saved_tensors_hooks(
         lambda kept: kept.detach().clone(memory_format=torch.contiguous_format), lambda kept: kept
     )
-    with use_backend("triton"), hooks:
+    with use_backend(fast), hooks:
         output, _ = layer(x)
     for a, b in zip(torch.autograd.grad(output.sin().sum(), wanted), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
@@ -138,24 +168,25 @@ def test_any_number_of_shapes_in_turn_takes_bounded_memory(monkeypatch):
             assert torch.equal(one, other)
 
 
-def compare(kind, options, with_state, dtype, tolerance):
-    layer = LAYERS[kind](2, 3, **options).to(DEVICE)
+def compare(fast, kind, options, with_state, dtype, tolerance):
+    hidden = 19 if fast == "native" else 3  # a vector and an end
+    layer = LAYERS[kind](2, hidden, **options).to(DEVICE)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, 3, 2, 3, 5, device=DEVICE, requires_grad=True)
     state = None
     if with_state:
-        parts = [torch.randn(1, 2, 3, 3, 5, device=DEVICE, requires_grad=True) for _ in "hc"]
+        parts = [torch.randn(1, 2, hidden, 3, 5, device=DEVICE, requires_grad=True) for _ in "hc"]
         state = tuple(parts) if kind == "lstm" else parts[0]
     with use_backend("plain"):
         expected = run(layer, x, state, dtype)
-    from convlstm.kernels import fused
-
+    with use_backend(fast):
+        kernels = choose(x)
     names = [f"{kind}_forward", f"{kind}_backward"]
     with (
-        use_backend("triton"),
-        mock.patch.object(fused, names[0], wraps=getattr(fused, names[0])) as forward,
-        mock.patch.object(fused, names[1], wraps=getattr(fused, names[1])) as backward,
+        use_backend(fast),
+        mock.patch.object(kernels, names[0], wraps=getattr(kernels, names[0])) as forward,
+        mock.patch.object(kernels, names[1], wraps=getattr(kernels, names[1])) as backward,
         mock.patch.object(plain, names[0], side_effect=AssertionError),
         mock.patch.object(plain, names[1], side_effect=AssertionError),
     ):
@@ -166,27 +197,27 @@ def compare(kind, options, with_state, dtype, tolerance):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("peephole", ["none", "channel", "full"])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_lstm_kernels_equal_plain_pytorch(triton, peephole, with_state):
+def test_lstm_kernels_equal_plain_pytorch(fast, peephole, with_state):
     options = {"peephole": peephole, "frame_size": (3, 5)}
-    compare("lstm", options, with_state, torch.float32, 1e-5)
+    compare(fast, "lstm", options, with_state, torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", ["gru", "rnn"])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gru_and_rnn_kernels_equal_plain_pytorch(triton, kind, with_state, bias):
-    compare(kind, {"bias": bias}, with_state, torch.float32, 1e-5)
+def test_gru_and_rnn_kernels_equal_plain_pytorch(fast, kind, with_state, bias):
+    compare(fast, kind, {"bias": bias}, with_state, torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("triton", TRITON)
+@pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_kernels_take_bfloat16(triton, kind):
+def test_kernels_take_bfloat16(fast, kind):
     # Both round to 8 bits sums whose last bits differ; three steps and their sums lose three more.
-    compare(kind, {}, True, torch.bfloat16, 2**-5)
+    compare(fast, kind, {}, True, torch.bfloat16, 2**-5)
 
 
 @pytest.mark.parametrize("triton", TRITON)
@@ -242,7 +273,10 @@ def test_a_backend_that_cannot_run_is_refused(triton, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuda", "Triton"])
 def test_an_unknown_backend_is_refused(name, monkeypatch):
-    with pytest.raises(ValueError, match=f"'plain' or 'triton', got '{name}'"), use_backend(name):
+    with (
+        pytest.raises(ValueError, match=f"'plain', 'native' or 'triton', got '{name}'"),
+        use_backend(name),
+    ):
         pass
     monkeypatch.setenv(backend.VARIABLE, name)
     with pytest.raises(ValueError, match=f"got '{name}'"):
@@ -299,3 +333,71 @@ def test_rows_cut_into_tiles_and_blocks_give_the_same_results(kind, frame, monke
 )
 def test_blocks_are_alike_where_the_rows_can_be_cut_so(count, hidden, rows):
     assert plain._block(count, hidden, 16384) == rows
+
+
+NATIVE = ["native"] if "native" in FAST else []
+
+
+@pytest.mark.parametrize("fast", NATIVE, indirect=True)
+def test_a_cpu_uses_the_compiled_kernels_where_they_are(fast):
+    assert choose(torch.zeros(1, 4)) is native
+    assert choose(torch.zeros(1, 4, dtype=torch.bfloat16)) is native
+    assert choose(torch.zeros(1, 4, dtype=torch.float64)) is plain
+    with use_backend("native"), pytest.raises(RuntimeError, match="float64"):
+        choose(torch.zeros(1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("fast", NATIVE, indirect=True)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_compiled_kernels_keep_what_is_no_number(fast, kind):
+    layer, x = LAYERS[kind](1, 3), torch.zeros(1, 2, 1, 3, 3)
+    x[0, 0, 0, 0, 0] = float("nan")
+    x[0, 0, 0, 2, 2] = float("inf")
+    with torch.no_grad():
+        output, _ = layer(x)
+        with use_backend("plain"):
+            expected, _ = layer(x)
+    assert torch.equal(output.isnan(), expected.isnan())
+    assert output.isnan().any()
+    assert not output.isnan().all()
+
+
+@pytest.mark.parametrize("fast", NATIVE, indirect=True)
+def test_under_torch_compile_gates_are_plain_pytorch(fast):
+    seen = []
+
+    @torch.compile(backend="eager")
+    def forward(x):
+        seen.append(choose(x).__name__)
+        return x + 1
+
+    forward(torch.zeros(1, 4))
+    assert seen == ["convlstm.kernels.plain"]
+
+
+def test_what_was_not_built_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: tmp_path / "none.so")
+    assert choose(torch.zeros(1, 4)) is plain
+    with use_backend("native"), pytest.raises(RuntimeError, match="`convlstm build` has not"):
+        choose(torch.zeros(1, 4))
+
+
+def test_a_damaged_library_is_passed_over_with_a_warning(tmp_path, monkeypatch):
+    path = tmp_path / "gates.so"
+    path.write_bytes(b"no library")
+    monkeypatch.setattr(native, "library", lambda: path)
+    with pytest.warns(RuntimeWarning, match="compile them anew"):
+        assert choose(torch.zeros(1, 4)) is plain
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_a_build_that_fails_leaves_nothing_and_says_why(compiler, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(native, "library", lambda: tmp_path / "cache" / "gates.so")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("CXX", compiler)
+    assert main(["build"]) != 0
+    said = capsys.readouterr().err
+    assert compiler in said
+    assert len(said.splitlines()) == 1
+    assert not list((tmp_path / "cache").glob("*"))

@@ -21,6 +21,7 @@ commands:
   test       compute metrics of a trained model on the test split, and of repeating the last frame
   predict    forecast how your own clips continue
   export     write a checkpoint's weights and options to one small file
+  build      compile the layers' gates for this machine's processor, for speed
 
 examples:
   convlstm demo
@@ -62,6 +63,12 @@ def _export(args: Sequence[str]) -> int:
     return run(args)
 
 
+def _build(args: Sequence[str]) -> int:
+    from convlstm.cli.build import run
+
+    return run(args)
+
+
 # Imports wait until the verb is known: `--help` and `--version` answer at once.
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
@@ -70,6 +77,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": _trainer_verb("test"),
     "predict": _predict,
     "export": _export,
+    "build": _build,
 }
 
 

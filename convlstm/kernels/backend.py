@@ -1,18 +1,21 @@
 """Which backend computes the gates: chosen by device and dtype, or forced."""
 
+import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from convlstm.kernels import plain
+from convlstm.kernels import native, plain
 
-BACKENDS = ("plain", "triton")
+BACKENDS = ("plain", "native", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "CONVLSTM_BACKEND"
 
@@ -20,29 +23,25 @@ _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
 def choose(gates: Tensor) -> ModuleType:
-    """The module that computes gates like these: `plain` or `fused`.
+    """The module that computes gates like these: `plain`, `native` or `fused`.
 
     Without a wish it is `fused` (Triton) for float32, bfloat16 and float16 on CUDA where Triton is
-    installed, else `plain`. A wish is `use_backend`, or else the environment variable
-    `CONVLSTM_BACKEND`.
+    installed; `native` for float32 and bfloat16 on a CPU for which it was compiled, but not inside
+    of `torch.compile`, which sees through `plain` alone; else `plain`. A wish is `use_backend`, or
+    else the environment variable `CONVLSTM_BACKEND`.
 
     Raises:
-        ValueError: The wish is neither "plain" nor "triton".
-        RuntimeError: Triton is wished for and can't run here.
+        ValueError: The wish is none of "plain", "native" and "triton".
+        RuntimeError: What is wished for can't run here.
     """
     wish = _forced.get() or os.environ.get(VARIABLE) or None
     if wish is not None:
         _check(wish)
-    if wish == "plain" or (wish is None and not gates.is_cuda):
-        return plain
-    reason = _triton_cannot(gates)
-    if reason and wish == "triton":
-        raise RuntimeError(f"the backend 'triton' was asked for, but {reason}")
-    if reason:
-        return plain
-    from convlstm.kernels import fused  # where there is Triton only
-
-    return fused
+    name = wish or ("triton" if gates.is_cuda else "native")
+    reason = _CANNOT[name](gates) if name != "plain" else None
+    if reason and wish is not None:
+        raise RuntimeError(f"the backend {wish!r} was asked for, but {reason}")
+    return plain if reason else _module(name)
 
 
 def mark(kernels: ModuleType) -> Tensor:
@@ -51,21 +50,18 @@ def mark(kernels: ModuleType) -> Tensor:
     Each module keeps them in an order of its own, and a checkpoint may compute them again where
     another one is chosen.
     """
-    return torch.tensor(kernels is not plain, device="cpu")
+    name = "plain" if kernels is plain else "native" if kernels is native else "triton"
+    return torch.tensor(BACKENDS.index(name), device="cpu")
 
 
 def marked(marker: Tensor) -> ModuleType:
     """The module that `mark` was given."""
-    if not marker.item():
-        return plain
-    from convlstm.kernels import fused
-
-    return fused
+    return _module(BACKENDS[int(marker.item())])
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend, "plain" or "triton", for what runs inside, and for its backward pass.
+    """Forces "plain", "native" or "triton" for what runs inside, and for its backward pass.
 
     Of what is computed again in the backward pass (`checkpoint_every`) it is chosen anew.
 
@@ -82,7 +78,44 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _check(name: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"backend must be 'plain' or 'triton', got {name!r}")
+        raise ValueError(f"backend must be 'plain', 'native' or 'triton', got {name!r}")
+
+
+def _module(name: str) -> ModuleType:
+    if name == "triton":
+        from convlstm.kernels import fused  # where there is Triton only
+
+        return fused
+    return native if name == "native" else plain
+
+
+def _native_cannot(gates: Tensor) -> str | None:
+    """Why the kernels in C++ can't compute these gates; None if they can."""
+    if gates.dtype not in native.DTYPES:
+        return f"it has no kernels for {gates.dtype}"
+    if gates.device.type != "cpu":
+        return f"it runs on a CPU, not on {gates.device.type}"
+    if torch.compiler.is_compiling() or type(gates) is not Tensor:
+        return "torch.compile and other tracers do not see through it"
+    return None if _loaded(native.library()) else "`convlstm build` has not compiled it here"
+
+
+@functools.cache
+def _loaded(library: Path) -> bool:
+    """Whether there are kernels, and they could be loaded into this process."""
+    if not library.exists():
+        return False
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        warnings.warn(
+            f"the compiled gates {library} can't be loaded; compile them anew by `convlstm build` "
+            f"({error.__cause__ or error})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _triton_cannot(gates: Tensor) -> str | None:
@@ -94,3 +127,6 @@ def _triton_cannot(gates: Tensor) -> str | None:
     if not gates.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it runs on CUDA, not on {gates.device.type}"
     return None
+
+
+_CANNOT = {"native": _native_cannot, "triton": _triton_cannot}

@@ -1,4 +1,4 @@
-"""The gates in plain PyTorch: the reference, and what runs wherever Triton does not.
+"""The gates in plain PyTorch: the reference, and what runs wherever no other backend does.
 
 On a CPU the rows are cut into tiles that stay in its caches, and each gate of a tile gets a plane
 of its own: passes over contiguous memory that is at hand cost a fraction of others. The gates of a

@@ -1,0 +1,61 @@
+"""Compiles the kernels in C++ for this machine."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from convlstm.files import replacing
+from convlstm.kernels import native
+
+# What the kernels may use of a processor; no more, so that another one with as much runs them, too.
+FLAGS = {
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+}
+
+
+def build() -> Path:
+    """Compiles `native.cpp` and puts it where `native.library` looks.
+
+    It takes GCC 10 or newer, called `c++` unless the environment variable `CXX` names another.
+
+    Returns:
+        The library.
+
+    Raises:
+        RuntimeError: Not on this system, or the compiler fails.
+        OSError: There is no compiler, or the cache cannot be written to.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if sys.platform != "linux" or capability not in FLAGS:
+        raise RuntimeError(
+            "the kernels are for Linux on processors with AVX2 or AVX-512; here it is "
+            f"{sys.platform}, {capability}"
+        )
+    compiler = os.environ.get("CXX") or "c++"
+    target = native.library()
+    torch_folder = Path(torch.__file__).parent
+    headers = torch_folder / "include"
+    includes = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
+    defines = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+    options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *FLAGS[capability]]
+    with tempfile.TemporaryDirectory() as folder, replacing(target) as whole:
+        compiled = Path(folder, "native.o")
+        source = ["-c", str(native.SOURCE), "-o", str(compiled)]
+        _run(compiler, *options, *defines, *includes, *source)
+        # Linked without OpenMP: it is PyTorch's own, with the threads that PyTorch has.
+        linked = ["-shared", str(compiled), "-o", str(whole)]
+        _run(compiler, *linked, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10")
+        _run(sys.executable, "-c", f"import torch; torch.ops.load_library({str(whole)!r})")
+    return target
+
+
+def _run(*command: str) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if run.returncode != 0:
+        said = [line for line in run.stderr.splitlines() if "rror" in line] or ["no message"]
+        raise RuntimeError(f"{command[0]} failed: {said[0].strip()}")

@@ -1,0 +1,98 @@
+"""The gates in C++, one pass over memory each way a step; the same functions as in `plain`.
+
+`native.cpp` is compiled once for a machine, by `convlstm build`, and then lies in the user's cache.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.cpp")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def library() -> Path:
+    """Where the compiled kernels lie, or would: another file for each PyTorch and processor."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parts = SOURCE.read_text(), torch.__version__, torch.backends.cpu.get_cpu_capability()
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache / "convlstm" / f"gates-{key}.so"
+
+
+def lstm_forward(
+    from_x: Tensor,
+    from_h: Tensor | None,
+    c: Tensor | None,
+    peephole: Tensor | None,
+    gates: Tensor | None,
+    new: Tensor,
+    h: Tensor,
+) -> None:
+    """One step of the ConvLSTM; see `plain.lstm_forward`."""
+    read = _read(from_x), _read(from_h), _read(c), _read(peephole)
+    torch.ops.convlstm.lstm_forward(*read, gates, new, h)
+
+
+def lstm_backward(
+    gates: Tensor,
+    c: Tensor | None,
+    new: Tensor,
+    peephole: Tensor | None,
+    d_output: Tensor | None,
+    d_through: Tensor | None,
+    d_c: Tensor,
+) -> None:
+    """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`."""
+    read = _read(c), _read(new), _read(peephole), _read(d_output), _read(d_through)
+    torch.ops.convlstm.lstm_backward(gates, *read, d_c)
+
+
+def gru_forward(
+    from_x: Tensor,
+    from_h: Tensor | None,
+    bias: Tensor | None,
+    h: Tensor | None,
+    gates: Tensor | None,
+    candidate: Tensor | None,
+    new: Tensor,
+) -> None:
+    """One step of the ConvGRU; see `plain.gru_forward`."""
+    read = _read(from_x), _read(from_h), _read(bias), _read(h)
+    torch.ops.convlstm.gru_forward(*read, gates, candidate, new)
+
+
+def gru_backward(
+    gates: Tensor,
+    candidate: Tensor,
+    h: Tensor | None,
+    d_output: Tensor | None,
+    d_through: Tensor | None,
+    d_h: Tensor,
+    d_hidden: Tensor,
+) -> None:
+    """The gradients of one step of the ConvGRU; see `plain.gru_backward`."""
+    read = _read(candidate), _read(h), _read(d_output), _read(d_through)
+    torch.ops.convlstm.gru_backward(gates, *read, d_h, d_hidden)
+
+
+def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
+    """One step of the ConvRNN; see `plain.rnn_forward`."""
+    torch.ops.convlstm.rnn_forward(_read(from_x), _read(from_h), h)
+
+
+def rnn_backward(
+    h: Tensor, d_output: Tensor | None, d_through: Tensor | None, d_gates: Tensor
+) -> None:
+    """The gradients of one step of the ConvRNN; see `plain.rnn_backward`."""
+    read = _read(h), _read(d_output), _read(d_through)
+    torch.ops.convlstm.rnn_backward(*read, d_gates)
+
+
+def _read(rows: Tensor | None) -> Tensor | None:
+    """What is only read may come with any strides."""
+    return None if rows is None else rows.contiguous()
