@@ -399,5 +399,16 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(compiler, tmp_path, monk
     assert main(["build"]) != 0
     said = capsys.readouterr().err
     assert compiler in said
+    assert "Traceback" not in said
     assert len(said.splitlines()) == 1
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_without_a_home_folder_nothing_is_loaded_or_built(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: Path("~", ".cache", "gates.so"))
+    assert choose(torch.zeros(1, 4)) is plain
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("CXX", sys.executable)  # any program that is there
+    with pytest.raises(OSError, match="no home folder"):
+        build()

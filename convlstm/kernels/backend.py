@@ -103,7 +103,7 @@ def _native_cannot(gates: Tensor) -> str | None:
 @functools.cache
 def _loaded(library: Path) -> bool:
     """Whether there are kernels, and they could be loaded into this process."""
-    if not library.exists():
+    if not (library.is_absolute() and os.access(library, os.R_OK)):
         return False
     try:
         torch.ops.load_library(library)

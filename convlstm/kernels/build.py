@@ -1,6 +1,7 @@
 """Compiles the kernels in C++ for this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,17 +28,20 @@ def build() -> Path:
         The library.
 
     Raises:
-        RuntimeError: Not on this system, or the compiler fails.
-        OSError: There is no compiler, or the cache cannot be written to.
+        OSError: Not on this system, there is no compiler, it fails, or the cache cannot be written.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if sys.platform != "linux" or capability not in FLAGS:
-        raise RuntimeError(
+        raise OSError(
             "the kernels are for Linux on processors with AVX2 or AVX-512; here it is "
             f"{sys.platform}, {capability}"
         )
     compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler) is None:
+        raise OSError(f"there is no C++ compiler {compiler}: install g++, or name one by CXX")
     target = native.library()
+    if not target.is_absolute():
+        raise OSError("there is no home folder: set XDG_CACHE_HOME to one for the kernels")
     torch_folder = Path(torch.__file__).parent
     headers = torch_folder / "include"
     includes = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
@@ -58,4 +62,4 @@ def _run(*command: str) -> None:
     run = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if run.returncode != 0:
         said = [line for line in run.stderr.splitlines() if "rror" in line] or ["no message"]
-        raise RuntimeError(f"{command[0]} failed: {said[0].strip()}")
+        raise OSError(f"{command[0]} failed: {said[0].strip()}")

@@ -17,8 +17,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @functools.cache
 def library() -> Path:
-    """Where the compiled kernels lie, or would: another file for each PyTorch and processor."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the compiled kernels lie, or would: another file for each PyTorch and processor.
+
+    Without a home folder it is a relative path, which nobody should read or write.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 (pathlib raises where there is none)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
     parts = SOURCE.read_text(), torch.__version__, torch.backends.cpu.get_cpu_capability()
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache / "convlstm" / f"gates-{key}.so"
