@@ -4,9 +4,9 @@
 
 Every path on CUDA (plain PyTorch and Triton, each recurrence, with and without a first state) is
 compared with plain PyTorch on the CPU in float32 without TF32, and under bfloat16 autocast; then
-`layer.py` measures its cases there, and `recipe.py` what `torch.compile` gives. The last lines are
-a table of what held. Without a GPU, `--rehearse` runs the same on the CPU, through Triton's
-interpreter, with tiny sizes.
+`layer.py` measures its cases there, and `recipe.py` what a CUDA graph gives (with `--compile` also
+`torch.compile`). The last lines are a table of what held. Without a GPU, `--rehearse` runs the same
+on the CPU, through Triton's interpreter, with tiny sizes.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def checks(device: str) -> Iterator[tuple[str, float, float]]:
         for with_state in (False, True):
             state: object = None
             if with_state:
-                parts = network(x)[1]
+                parts = network.cpu()(x)[1]
                 state = tuple(p.detach() for p in parts) if isinstance(parts, tuple) else parts
                 state = state.detach() if isinstance(state, Tensor) else state
             with use_backend("plain"):
@@ -98,6 +98,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny")
     parser.add_argument("--cases", nargs="+", choices=layer.CASES, default=list(layer.CASES))
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too: some minutes")
     args = parser.parse_args()
     device = "cuda"
     if args.rehearse:
@@ -122,7 +123,8 @@ def main() -> int:
     for batch in [1] if args.rehearse else [4, 64]:
         print(f"\nThe network of configs/moving_mnist.yaml, batch {batch}\n")
         try:
-            recipe.compilation(batch, device, 1 if args.rehearse else args.repeats)
+            modes = () if args.compile or args.rehearse else (recipe.PLAIN, recipe.GRAPH)
+            recipe.compilation(batch, device, 1 if args.rehearse else args.repeats, modes)
         except Exception:  # what holds is still to be said
             traceback.print_exc()
             broken.append(f"compilation, batch {batch}")

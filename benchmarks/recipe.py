@@ -9,7 +9,7 @@ thread, which hardly depends on what else the machine does.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -80,14 +80,14 @@ def captured(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def compilation(batch: int, device: str, repeats: int) -> None:
+def compilation(batch: int, device: str, repeats: int, modes: Sequence[str] = ()) -> None:
     """Measures and prints a table, and how far the gradients of compiled networks are off."""
     torch._dynamo.config.recompile_limit = 64  # of a layer's code, which many layers share
     print("| forecaster | network | training step, ms | forecast, ms | gradients off by |")
     print("|---|---|---|---|---|")
     for forecaster in ("unconditional", "autoregressive"):
         torch.compiler.reset()
-        models = {mode: network(device, forecaster) for mode in MODES[device]}
+        models = {mode: network(device, forecaster) for mode in modes or MODES[device]}
         for mode, model in models.items():
             if mode not in (PLAIN, GRAPH):
                 model.compile(mode=mode)

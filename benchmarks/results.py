@@ -51,6 +51,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = VideoPredictor.from_pretrained(args.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     if args.run is not None:
         plot_learning(args.run, args.out / "learning.png")
     scores: Scores = {}
@@ -94,10 +95,11 @@ def clips(data: MovingMNISTDataModule) -> Iterator[tuple[Tensor, Tensor]]:
 def score(model: VideoPredictor, data: MovingMNISTDataModule, name: str) -> tuple[Tensor, Tensor]:
     """Metrics of the model and of repeating the last frame, each (clips, steps, metrics)."""
     ours, theirs = [], []
-    for context, truth in track(clips(data), name, total=-(-data.test_size // data.batch_size)):
+    for frames in track(clips(data), name, total=-(-data.test_size // data.batch_size)):
+        context, truth = (part.to(model.device) for part in frames)
         ours.append(frame_metrics(model(context, truth.shape[1]), truth))
         theirs.append(frame_metrics(context[:, -1:].expand_as(truth), truth))
-    return torch.cat(ours), torch.cat(theirs)
+    return torch.cat(ours).cpu(), torch.cat(theirs).cpu()
 
 
 def table(scores: Scores) -> str:

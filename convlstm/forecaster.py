@@ -275,8 +275,10 @@ class EncoderForecaster(nn.Module):
                 raise ValueError(
                     "a bidirectional encoder has seen what follows: it cannot forecast its context"
                 )
-            before = self._patches(frames[:, :-1]) if self.residual else None
-            read = self._read_out([h[:-1] for h in hidden], carry.last.shape[3:], before)
+            before = self._patches(frames) if self.residual else None
+            # From all, and without the last one afterwards: to leave it out of the hidden states,
+            # which are much larger, would cost passes over their gradients.
+            read = self._read_out(hidden, carry.last.shape[3:], before)[:-1]
             raw = torch.cat([self._frames(read, carry.size), raw], dim=1)
         return raw if logits else self._activate(raw)
 

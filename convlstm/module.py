@@ -253,21 +253,32 @@ class VideoPredictor(Inference, pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        context, target = self._frames(batch)
+        loss = self.training_loss(batch["context"], batch["target"])
+        size = len(batch["target"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def training_loss(self, context: Tensor, target: Tensor) -> Tensor:
+        """The loss on the target frames, and that on the context frames with its weight.
+
+        Args:
+            context: (B, T, C, H, W), uint8, uint16 or floats in [0, 1].
+            target: (B, steps, C, H, W), likewise.
+        """
+        context, target = self._floats(context), self._floats(target)
         weight = self.hparams["context_loss"]
+        steps = target.shape[1]
         raw = self.network(
             context,
-            target.shape[1],
+            steps,
             truth=target,
             teacher_forcing=self.teacher_forcing,
             logits=True,
             context_too=weight > 0,
         )
-        steps = target.shape[1]
         loss = self.loss(raw[:, -steps:], target)
         if weight > 0:
             loss = loss + weight * self.loss(raw[:, :-steps], context[:, 1:])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(target), sync_dist=True)
         return loss
 
     @property
@@ -326,7 +337,10 @@ class VideoPredictor(Inference, pl.LightningModule):
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Context and target as floats in [0, 1]; to the device they travel as integers."""
-        return to_unit(batch["context"]).to(self.dtype), to_unit(batch["target"]).to(self.dtype)
+        return self._floats(batch["context"]), self._floats(batch["target"])
+
+    def _floats(self, frames: Tensor) -> Tensor:
+        return to_unit(frames).to(self.dtype)
 
     def _log_means(self, prefix: str, metrics: ForecastMetrics) -> None:
         values = metrics.summary()

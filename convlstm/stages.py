@@ -109,4 +109,27 @@ def resize(maps: Tensor, size: torch.Size) -> Tensor:
     """(N, C, h, w) at another resolution, bilinear."""
     if maps.shape[2:] == size:
         return maps
+    if maps.is_cuda:
+        return resize_by_products(maps, size)
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_by_products(maps: Tensor, size: torch.Size) -> Tensor:
+    """`resize` as products of matrices.
+
+    On CUDA it takes a fraction of the time of PyTorch's own, which under autocast is float32, and
+    whose backward pass adds up pixel by pixel in memory.
+    """
+    n, c, height, width = maps.shape
+    rows = maps.permute(0, 2, 3, 1).reshape(n, height, width * c)
+    rows = torch.bmm(_weights(maps, height, size[0]).expand(n, -1, -1), rows)
+    pixels = rows.reshape(n * size[0], width, c)
+    pixels = torch.bmm(_weights(maps, width, size[1]).expand(len(pixels), -1, -1), pixels)
+    return pixels.reshape(n, size[0], size[1], c).permute(0, 3, 1, 2)
+
+
+def _weights(like: Tensor, old: int, new: int) -> Tensor:
+    """How much each of the old points counts for each of the new ones, (1, new, old)."""
+    unit = torch.eye(old, dtype=torch.float64, device=like.device)[None]
+    weights = F.interpolate(unit, size=new, mode="linear", align_corners=False)
+    return weights.transpose(1, 2).to(like.dtype)

@@ -40,7 +40,7 @@ def build(kernel, like, *arguments, **constants):
         if isinstance(value, torch.Tensor):
             signature[name] = TYPES[value.dtype]
             attributes[(i,)] = [["tt.divisibility", 16]]
-        elif name in ("size", "hidden"):
+        elif name in ("size", "hidden") or (name == "apart" and value):
             signature[name] = "i32"
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
@@ -64,13 +64,13 @@ def compile_all():
         gates, three = (torch.zeros(COUNT, n * HIDDEN, dtype=dtype) for n in (4, 3))
         h, c = torch.zeros(COUNT, HIDDEN, dtype=dtype), torch.zeros(COUNT, HIDDEN)
         for peephole in (None, torch.zeros(3, 1, HIDDEN)):
-            fused.lstm_forward(gates, gates, c, peephole, gates, c, h)
+            fused.lstm_forward(gates, gates, c, peephole, gates, c, h, gates[0])
             fused.lstm_backward(gates, c, c, peephole, h, h, c)
         fused.lstm_forward(gates, None, None, None, None, c, h)  # a first step, without a backward
         fused.lstm_backward(gates, None, c, None, None, h, c)
-        fused.gru_forward(three, three, h[0], h, three, h, h)
+        fused.gru_forward(three, three, h[0], h, three, h, h, three[0])
         fused.gru_backward(three, h, h, h, h, c, three)
-        fused.rnn_forward(h, h, h)
+        fused.rnn_forward(h, h, h, h[0])
         fused.rnn_backward(h, h, h, h)
 
 

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import convlstm.cli
 from convlstm import VideoPredictor
-from convlstm.callbacks import ProgressBar
+from convlstm.callbacks import ProgressBar, guard
 from convlstm.cli import VERBS, main, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -355,10 +355,12 @@ def losses_become(value, step, monkeypatch):
     monkeypatch.setattr(VideoPredictor, "training_step", training_step)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
-    config, tmp_path, capsys, monkeypatch, value
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_saved_weights(
+    config, tmp_path, capsys, monkeypatch, value, ahead
 ):
+    monkeypatch.setattr(guard, "runs_ahead", lambda norm: ahead)  # as on a GPU
     losses_become(value, 2, monkeypatch)
     line = fails(capsys, 1, "fit", "-c", config, "--trainer.max_steps", "4")
     assert f"the loss is {value:g} and the gradient's norm nan at step 2, samples 4 to 5" in line

@@ -112,6 +112,29 @@ def test_kernels_take_what_hooks_made_contiguous(fast, kind):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
+@pytest.mark.parametrize("fast", FAST, indirect=True)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_kernels_take_gradients_that_are_parts_of_larger_ones(fast, kind, inputs):
+    layer = LAYERS[kind](inputs, 3, batch_first=False).to(DEVICE)
+    torch.nn.init.normal_(layer.bias_l0)
+    x = torch.randn(4, 2, inputs, 3, 5, device=DEVICE)
+    weight = torch.randn(8, 7, 3, 5, device=DEVICE).to(memory_format=torch.channels_last)
+    results = []
+    for name in ("plain", fast):
+        with use_backend(name):
+            output, _ = layer(x)
+            seen = []
+            output.register_hook(seen.append)
+            maps = output.flatten(0, 1)
+            wide = torch.cat([maps.new_zeros(8, 4, 3, 5), maps], dim=1) * weight
+            used = [p for p in layer.parameters() if p.numel()]
+            results.append([output, *torch.autograd.grad(wide.sum(), used)])
+        assert seen[0].stride()[-3:] == (1, 7 * 5, 7)  # seven channels apart
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("wanted", ["weights", "input", "neither", "no_grad"])
 def test_gates_are_kept_for_a_backward_pass_alone(kind, wanted):

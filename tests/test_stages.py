@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from convlstm.stages import down, each, map_size, over_time, resize, up
+from convlstm.stages import down, each, map_size, over_time, resize, resize_by_products, up
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -37,3 +38,16 @@ def test_resize_leaves_a_map_of_the_right_size_alone():
     x = torch.rand(1, 2, 3, 4)
     assert resize(x, torch.Size((3, 4))) is x
     assert resize(x, torch.Size((6, 8))).shape == (1, 2, 6, 8)
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 4), (8, 8)), ((5, 7), (11, 9)), ((1, 1), (3, 4))])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_products_resize_as_interpolation_does(old, new, layout):
+    maps = torch.randn(3, 5, *old, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    expected = F.interpolate(maps, size=new, mode="bilinear", align_corners=False)
+    resized = resize_by_products(maps, torch.Size(new))
+    torch.testing.assert_close(resized, expected, rtol=0, atol=1e-12)
+    assert resized.is_contiguous(memory_format=torch.channels_last)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((x * weight).sum(), maps)[0] for x in (resized, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

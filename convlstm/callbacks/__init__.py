@@ -2,6 +2,7 @@
 
 from convlstm.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from convlstm.callbacks.forecasts import ForecastWriter
+from convlstm.callbacks.graph import CUDAGraph
 from convlstm.callbacks.guard import GradientGuard, NonFinite
 from convlstm.callbacks.interruption import Interruption, TrainingStopped
 from convlstm.callbacks.nowcasting import NowcastingReport
@@ -15,6 +16,7 @@ from convlstm.callbacks.watch import ValidationWatch
 __all__ = [
     "AtomicCheckpointIO",
     "BestCheckpoint",
+    "CUDAGraph",
     "ForecastWriter",
     "GradientGuard",
     "Interruption",

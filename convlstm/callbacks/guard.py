@@ -1,6 +1,7 @@
 """A loss or a gradient that is no number: the weights never see it."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -13,8 +14,38 @@ NonFinite = Literal["stop", "skip"]
 MOST_SKIPPED = 20  # in a row: by then it is not the data
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What is known of an optimizer step before it is done.
+
+    Attributes:
+        number: Its number.
+        samples: The samples of its batches, by their indices.
+        loss: Summed over its batches, which have each divided theirs by their number.
+        norm: Of the gradient, before it is clipped.
+        finite: Whether loss or norm is.
+        known: When `finite` has come from the GPU; None if it need not be waited for.
+    """
+
+    number: int
+    samples: Tensor
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
+    known: torch.cuda.Event | None
+
+    def is_finite(self) -> bool:
+        if self.known is not None:
+            self.known.synchronize()
+        return bool(self.finite)
+
+
 class GradientGuard(Callback):
     """Logs the gradient's norm, and keeps NaN and infinity out of the weights.
+
+    On CUDA with "stop" the norm of a step is looked at during the next one, and before a validation
+    and a checkpoint: at once, Python would have to wait for the GPU, which would then wait for
+    Python. So the step is done, but no weights are saved after it.
 
     Args:
         nonfinite: "stop" ends the training with an error; "skip" leaves the step out with a
@@ -31,6 +62,7 @@ class GradientGuard(Callback):
         self._samples: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._skipped = 0
+        self._unseen: _Step | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -53,15 +85,49 @@ class GradientGuard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         pl_module.log("train/grad_norm", norm)
-        loss = torch.stack(self._losses).sum()  # each is divided by the number of batches
+        loss = torch.stack(self._losses).sum()
         scaled = trainer.precision == "16-mixed"
         if scaled:
             loss = trainer.strategy.reduce(loss)
-        if bool(torch.isfinite(loss if scaled else norm)):
+        finite, known = torch.isfinite(loss if scaled else norm), None
+        late = self.nonfinite == "stop" and runs_ahead(norm)
+        if late:
+            finite, known = _fetch(finite)
+        step = _Step(trainer.global_step, torch.cat(self._samples), loss, norm, finite, known)
+        self._look_back(trainer)
+        if late:
+            self._unseen = step
+        elif step.is_finite():
             self._skipped = 0
-            return
+        else:
+            self._refuse(trainer, step)
+            if not scaled:
+                optimizer.zero_grad()  # an optimizer leaves alone what has no gradient
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the last step."""
+        self._look_back(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the last step."""
+        self._look_back(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Looks at the last step, before anything is written."""
+        self._look_back(trainer)
+
+    def _look_back(self, trainer: pl.Trainer) -> None:
+        """Looks at the step that nobody has looked at, if there is one."""
+        step, self._unseen = self._unseen, None
+        if step is not None and not step.is_finite():
+            self._refuse(trainer, step)
+
+    def _refuse(self, trainer: pl.Trainer, step: _Step) -> None:
+        """Ends the training, or warns of a step that is left out."""
         self._skipped += 1
-        text = _describe(trainer, torch.cat(self._samples), loss, norm)
+        text = _describe(trainer, step)
         if self.nonfinite == "stop":
             raise FloatingPointError(
                 f"{text}. The checkpoints before it are kept: go on from there with a lower "
@@ -70,18 +136,31 @@ class GradientGuard(Callback):
         if self._skipped > MOST_SKIPPED:
             raise FloatingPointError(f"{text}, as in the {MOST_SKIPPED} steps before")
         warnings.warn(f"{text}: step left out", RuntimeWarning, stacklevel=2)
-        if not scaled:
-            optimizer.zero_grad()  # an optimizer leaves alone what has no gradient
 
 
-def _describe(trainer: pl.Trainer, samples: Tensor, loss: Tensor, norm: Tensor) -> str:
+def runs_ahead(value: Tensor) -> bool:
+    """Whether Python goes on before a value is computed."""
+    return value.is_cuda
+
+
+def _fetch(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A flag on its way to the CPU, and the event of its arrival."""
+    here = flag.to("cpu", non_blocking=True)
+    if not flag.is_cuda:
+        return here, None
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return here, arrived
+
+
+def _describe(trainer: pl.Trainer, step: _Step) -> str:
     """What happened, from the samples and losses of all processes."""
-    index = trainer.strategy.all_gather(samples.to(loss.device)).flatten().sort().values
-    loss = trainer.strategy.reduce(loss)
+    index = trainer.strategy.all_gather(step.samples.to(step.loss.device)).flatten().sort().values
+    loss = trainer.strategy.reduce(step.loss)
     first, last = int(index[0]), int(index[-1])
     whole = last - first + 1 == len(index)
     names = f"{first} to {last}" if whole else ", ".join(map(str, index.tolist()))
     return (
-        f"the loss is {loss:g} and the gradient's norm {norm:g} at step {trainer.global_step}, "
+        f"the loss is {loss:g} and the gradient's norm {step.norm:g} at step {step.number}, "
         f"samples {names}"
     )

@@ -1,5 +1,6 @@
 """What a run shows while it goes on."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -8,6 +9,8 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from convlstm.console import plain_console
 
+BETWEEN_READINGS = 0.5  # seconds
+
 
 class ProgressBar(RichProgressBar):
     """Lightning's bar, without "Epoch 0/-2" where a run's length is given in steps.
@@ -15,6 +18,22 @@ class ProgressBar(RichProgressBar):
     Where the output is no terminal, but a file say, each validation of a training writes a line
     instead, and a test ten.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._metrics: dict[str, Any] = {}
+        self._read_next = 0.0
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The loss and its kin, twice a second.
+
+        To read them Python has to wait for the GPU, which then waits for Python.
+        """
+        now = time.monotonic()
+        if now >= self._read_next:
+            self._metrics = dict(super().get_metrics(trainer, pl_module))
+            self._read_next = now + BETWEEN_READINGS
+        return self._metrics
 
     @property
     def total_train_batches(self) -> int | float:

@@ -16,21 +16,24 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+ADDS_BIAS = True  # that of the gates; to a convolution on CUDA it costs a pass over memory more
 
 
 def lstm_forward(
-    from_x: Tensor,
+    from_x: Tensor | None,
     from_h: Tensor | None,
     c: Tensor | None,
     peephole: Tensor | None,
     gates: Tensor | None,
     new: Tensor,
     h: Tensor,
+    bias: Tensor | None = None,
 ) -> None:
-    """One step of the ConvLSTM; see `plain.lstm_forward`."""
+    """One step of the ConvLSTM; see `plain.lstm_forward`, and `bias` (4H,) added to the gates."""
     whole = peephole is not None and peephole.shape[1] > 1
-    read = _read(from_x), _read(from_h), _read(c), _read(peephole)
-    _run(_lstm_forward, new, *read, gates, new, h, WHOLE=whole)
+    read = _read(from_x), _read(from_h), _read(bias), _read(c), _read(peephole)
+    written = _write(gates), _write(new), _write(h)
+    _run(_lstm_forward, new, *read, *written, WHOLE=whole)
 
 
 def lstm_backward(
@@ -45,21 +48,23 @@ def lstm_backward(
     """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`."""
     whole = peephole is not None and peephole.shape[1] > 1
     states = _read(c), _read(new), _read(peephole)
-    _run(_lstm_backward, d_c, gates, *states, _read(d_output), _read(d_through), d_c, WHOLE=whole)
+    gradients = *_read_rows(d_output), _read(d_through)
+    _run(_lstm_backward, d_c, _write(gates), *states, *gradients, _write(d_c), WHOLE=whole)
 
 
 def gru_forward(
-    from_x: Tensor,
+    from_x: Tensor | None,
     from_h: Tensor | None,
-    bias: Tensor | None,
+    bias_hh: Tensor | None,
     h: Tensor | None,
     gates: Tensor | None,
     candidate: Tensor | None,
     new: Tensor,
+    bias: Tensor | None = None,
 ) -> None:
-    """One step of the ConvGRU; see `plain.gru_forward`."""
-    read = _read(from_x), _read(from_h), _read(bias), _read(h)
-    _run(_gru_forward, new, *read, gates, candidate, new)
+    """One step of the ConvGRU; see `plain.gru_forward`, and `bias` (3H,) added to the gates."""
+    read = _read(from_x), _read(from_h), _read(bias), _read(bias_hh), _read(h)
+    _run(_gru_forward, new, *read, _write(gates), _write(candidate), _write(new))
 
 
 def gru_backward(
@@ -72,20 +77,23 @@ def gru_backward(
     d_hidden: Tensor,
 ) -> None:
     """The gradients of one step of the ConvGRU; see `plain.gru_backward`."""
-    gradients = _read(d_output), _read(d_through), d_h, d_hidden
-    _run(_gru_backward, d_h, gates, _read(candidate), _read(h), *gradients)
+    gradients = *_read_rows(d_output), _read(d_through), _write(d_h), _write(d_hidden)
+    _run(_gru_backward, d_h, _write(gates), _read(candidate), _read(h), *gradients)
 
 
-def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
-    """One step of the ConvRNN; see `plain.rnn_forward`."""
-    _run(_rnn_forward, h, _read(from_x), _read(from_h), h)
+def rnn_forward(
+    from_x: Tensor | None, from_h: Tensor | None, h: Tensor, bias: Tensor | None = None
+) -> None:
+    """One step of the ConvRNN; see `plain.rnn_forward`, and `bias` (H,) added to the sum."""
+    _run(_rnn_forward, h, _read(from_x), _read(from_h), _read(bias), _write(h))
 
 
 def rnn_backward(
     h: Tensor, d_output: Tensor | None, d_through: Tensor | None, d_gates: Tensor
 ) -> None:
     """The gradients of one step of the ConvRNN; see `plain.rnn_backward`."""
-    _run(_rnn_backward, d_gates, _read(h), _read(d_output), _read(d_through), d_gates)
+    gradients = *_read_rows(d_output), _read(d_through)
+    _run(_rnn_backward, d_gates, _read(h), *gradients, _write(d_gates))
 
 
 def _read(rows: Tensor | None) -> Tensor | None:
@@ -93,10 +101,23 @@ def _read(rows: Tensor | None) -> Tensor | None:
     return None if rows is None else rows.contiguous()
 
 
-def _run(kernel: Any, like: Tensor, *arguments: Tensor | None, **constants: bool) -> None:
-    """Starts a kernel over all values of `like` (N, H)."""
-    if not all(a is None or a.is_contiguous() for a in arguments):
+def _write(rows: Tensor | None) -> Tensor | None:
+    """What is written is written where it is."""
+    if rows is not None and not rows.is_contiguous():
         raise RuntimeError("rows that are written must be contiguous")
+    return rows
+
+
+def _read_rows(rows: Tensor | None) -> tuple[Tensor | None, int]:
+    """Rows that lie in wider ones, and how far apart: a gradient may be a part of a larger one."""
+    if rows is None:
+        return None, 0
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    return rows, rows.stride(0)
+
+
+def _run(kernel: Any, like: Tensor, *arguments: Tensor | int | None, **constants: bool) -> None:
+    """Starts a kernel over all values of `like` (N, H)."""
     count, hidden = like.shape
     grid = (triton.cdiv(count * hidden, BLOCK),)
     with torch.cuda.device_of(like):
@@ -125,6 +146,18 @@ def _load(pointer, at, there):
 
 
 @triton.jit
+def _sum(from_x, from_h, at, bias, channel, there):
+    """What both convolutions and the bias give for a gate."""
+    return _load(from_x, at, there) + _load(from_h, at, there) + _load(bias, channel, there)
+
+
+@triton.jit
+def _load_rows(pointer, stride, at, hidden, there):
+    """The same of rows that are `stride` values apart."""
+    return _load(pointer, at // hidden * stride + at % hidden, there)
+
+
+@triton.jit
 def _store(pointer, at, there, values):
     """Nowhere for None."""
     if pointer is not None:
@@ -135,6 +168,7 @@ def _store(pointer, at, there, values):
 def _lstm_forward(
     from_x,
     from_h,
+    bias,
     c,
     peephole,
     gates,
@@ -146,15 +180,16 @@ def _lstm_forward(
     WHOLE: tl.constexpr,
 ):
     at, there = _values(size, BLOCK)
-    first = at // hidden * 4 * hidden + at % hidden  # where gate i lies
-    i = _load(from_x, first, there) + _load(from_h, first, there)
-    f = _load(from_x, first + hidden, there) + _load(from_h, first + hidden, there)
-    g = _load(from_x, first + 2 * hidden, there) + _load(from_h, first + 2 * hidden, there)
-    o = _load(from_x, first + 3 * hidden, there) + _load(from_h, first + 3 * hidden, there)
+    channel = at % hidden
+    first = at // hidden * 4 * hidden + channel  # where gate i lies
+    i = _sum(from_x, from_h, first, bias, channel, there)
+    f = _sum(from_x, from_h, first + hidden, bias, channel + hidden, there)
+    g = _sum(from_x, from_h, first + 2 * hidden, bias, channel + 2 * hidden, there)
+    o = _sum(from_x, from_h, first + 3 * hidden, bias, channel + 3 * hidden, there)
     before = _load(c, at, there)
     weight, stride = at, size
     if not WHOLE:
-        weight, stride = at % hidden, hidden
+        weight, stride = channel, hidden
     i = tl.sigmoid(i + _load(peephole, weight, there) * before)
     f = tl.sigmoid(f + _load(peephole, weight + stride, there) * before)
     g = _tanh(g)
@@ -175,6 +210,7 @@ def _lstm_backward(
     new,
     peephole,
     d_output,
+    apart,
     d_through,
     d_c,
     size,
@@ -193,7 +229,7 @@ def _lstm_backward(
         weight, stride = at % hidden, hidden
     before = _load(c, at, there)
     out = _tanh(_load(new, at, there))
-    d_h = _load(d_output, at, there) + _load(d_through, at, there)
+    d_h = _load_rows(d_output, apart, at, hidden, there) + _load(d_through, at, there)
     d_o = d_h * out * o * (1 - o)
     d_new = d_h * o * (1 - out * out) + _load(d_c, at, there)
     d_new += d_o * _load(peephole, weight + 2 * stride, there)
@@ -211,13 +247,17 @@ def _lstm_backward(
 
 
 @triton.jit
-def _gru_forward(from_x, from_h, bias, h, gates, candidate, new, size, hidden, BLOCK: tl.constexpr):
+def _gru_forward(
+    from_x, from_h, bias, bias_hh, h, gates, candidate, new, size, hidden, BLOCK: tl.constexpr
+):
     at, there = _values(size, BLOCK)
-    first = at // hidden * 3 * hidden + at % hidden  # where gate r lies
-    r = tl.sigmoid(_load(from_x, first, there) + _load(from_h, first, there))
-    z = tl.sigmoid(_load(from_x, first + hidden, there) + _load(from_h, first + hidden, there))
-    q = _load(from_h, first + 2 * hidden, there) + _load(bias, at % hidden, there)
-    n = _tanh(_load(from_x, first + 2 * hidden, there) + r * q)
+    channel = at % hidden
+    first = at // hidden * 3 * hidden + channel  # where gate r lies
+    r = tl.sigmoid(_sum(from_x, from_h, first, bias, channel, there))
+    z = tl.sigmoid(_sum(from_x, from_h, first + hidden, bias, channel + hidden, there))
+    q = _load(from_h, first + 2 * hidden, there) + _load(bias_hh, channel, there)
+    n = _load(from_x, first + 2 * hidden, there) + _load(bias, channel + 2 * hidden, there)
+    n = _tanh(n + r * q)
     out = n + z * (_load(h, at, there) - n)
     _store(gates, first, there, r)
     _store(gates, first + hidden, there, z)
@@ -228,14 +268,25 @@ def _gru_forward(from_x, from_h, bias, h, gates, candidate, new, size, hidden, B
 
 @triton.jit
 def _gru_backward(
-    gates, candidate, h, d_output, d_through, d_h, d_hidden, size, hidden, BLOCK: tl.constexpr
+    gates,
+    candidate,
+    h,
+    d_output,
+    apart,
+    d_through,
+    d_h,
+    d_hidden,
+    size,
+    hidden,
+    BLOCK: tl.constexpr,
 ):
     at, there = _values(size, BLOCK)
     first = at // hidden * 3 * hidden + at % hidden  # where gate r lies
     r = _load(gates, first, there)
     z = _load(gates, first + hidden, there)
     n = _load(gates, first + 2 * hidden, there)
-    d_new = _load(d_output, at, there) + _load(d_through, at, there) + _load(d_h, at, there)
+    d_new = _load_rows(d_output, apart, at, hidden, there)
+    d_new += _load(d_through, at, there) + _load(d_h, at, there)
     d_z = d_new * (_load(h, at, there) - n) * z * (1 - z)
     d_n = d_new * (1 - z) * (1 - n * n)
     d_r = d_n * _load(candidate, at, there) * r * (1 - r)
@@ -249,14 +300,14 @@ def _gru_backward(
 
 
 @triton.jit
-def _rnn_forward(from_x, from_h, h, size, hidden, BLOCK: tl.constexpr):
+def _rnn_forward(from_x, from_h, bias, h, size, hidden, BLOCK: tl.constexpr):
     at, there = _values(size, BLOCK)
-    tl.store(h + at, _tanh(_load(from_x, at, there) + _load(from_h, at, there)), mask=there)
+    tl.store(h + at, _tanh(_sum(from_x, from_h, at, bias, at % hidden, there)), mask=there)
 
 
 @triton.jit
-def _rnn_backward(h, d_output, d_through, d_gates, size, hidden, BLOCK: tl.constexpr):
+def _rnn_backward(h, d_output, apart, d_through, d_gates, size, hidden, BLOCK: tl.constexpr):
     at, there = _values(size, BLOCK)
     out = _load(h, at, there)
-    d_h = _load(d_output, at, there) + _load(d_through, at, there)
+    d_h = _load_rows(d_output, apart, at, hidden, there) + _load(d_through, at, there)
     tl.store(d_gates + at, d_h * (1 - out * out), mask=there)

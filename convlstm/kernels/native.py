@@ -13,6 +13,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
+ADDS_BIAS = False  # to a convolution it costs nothing
 
 
 @functools.cache

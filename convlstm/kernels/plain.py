@@ -15,6 +15,7 @@ from torch import Tensor
 Planes = tuple[int, ...]  # of each group
 
 aten = torch.ops.aten
+ADDS_BIAS = False  # to a convolution it costs nothing
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
 BLOCK = 16384  # values of one gate that lie together in a plane
 SHAPES = 64  # of which tiles are kept

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -89,14 +90,20 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def input_gates(
-    x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int
-) -> Iterator[Tensor]:
+    kernels: ModuleType, x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int
+) -> Iterator[Tensor | None]:
     """W_x * x + b of each step, as rows (B·h·w, G·H).
 
     As many steps as fit into AHEAD bytes are convolved in one call, ahead of the loop: few calls,
-    and what they give is still in the cache when it is read.
+    and what they give is still in the cache when it is read. Without b if the kernels add it, and
+    None where there is nothing else.
     """
     steps, batch, _, *size = x.shape
+    if kernels.ADDS_BIAS:
+        bias = None
+        if weight_ih is None:
+            yield from [None] * steps
+            return
     step = max(1, batch * channels * math.prod(size) * x.element_size())  # bytes
     at_once = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
     kernel = None if weight_ih is None else channels_last(weight_ih)

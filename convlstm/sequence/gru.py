@@ -92,18 +92,21 @@ class _GRU(torch.autograd.Function):
         # What the reset gate multiplies, W_hn * h + b_hn, of every step.
         candidates = empty_maps(x, kept, batch, hidden, *size)
         kernels = choose(outputs)
+        late = (bias,) if kernels.ADDS_BIAS else ()
         gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
         maps = outputs.unbind(0)
 
         h = h0
-        for t, from_x in enumerate(input_gates(x, weight_ih, bias, 3 * hidden)):
+        for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, 3 * hidden)):
             before = from_h = None
             if h is not None:
                 before = rows(h)
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h = maps[t]
             step, candidate = (gate_rows[t], candidate_rows[t]) if keep else (None, None)
-            kernels.gru_forward(from_x, from_h, bias_hh, before, step, candidate, output_rows[t])
+            kernels.gru_forward(
+                from_x, from_h, bias_hh, before, step, candidate, output_rows[t], *late
+            )
         if keep:
             # As they lie in memory: hooks may keep values and shape, but not strides.
             gates = gates.movedim(2, -1)

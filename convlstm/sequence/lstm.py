@@ -96,19 +96,20 @@ class _LSTM(torch.autograd.Function):
         kept = steps if keep or all_cells else 1
         cells = empty_maps(x, kept, batch, hidden, *size, dtype=exact(x))
         kernels = choose(outputs)
+        late = (bias,) if kernels.ADDS_BIAS else ()
         peepholes = peephole_rows(peephole, batch)
 
         gate_rows, output_rows, cell_rows = map(step_rows, (gates, outputs, cells))
         maps = outputs.unbind(0)
 
         h, c = h0, None if c0 is None else rows(c0.to(cells.dtype))
-        for t, from_x in enumerate(input_gates(x, weight_ih, bias, 4 * hidden)):
+        for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, 4 * hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h, new = maps[t], cell_rows[min(t, kept - 1)]
             step = gate_rows[t] if keep else None
-            kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t])
+            kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t], *late)
             c = new
         if keep:
             # As they lie in memory: hooks may keep values and shape, but not strides.

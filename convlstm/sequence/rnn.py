@@ -73,14 +73,15 @@ class _RNN(torch.autograd.Function):
         hidden = weight_hh.shape[1]
         outputs = empty_maps(x, steps, batch, hidden, *size)
         kernels = choose(outputs)
+        late = (bias,) if kernels.ADDS_BIAS else ()
         output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
-        for t, from_x in enumerate(input_gates(x, weight_ih, bias, hidden)):
+        for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, hidden)):
             from_h = None
             if h is not None:
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h = maps[t]
-            kernels.rnn_forward(from_x, from_h, output_rows[t])
+            kernels.rnn_forward(from_x, from_h, output_rows[t], *late)
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()

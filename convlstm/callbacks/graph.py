@@ -1,0 +1,105 @@
+"""Training steps as CUDA graphs."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from convlstm.module import VideoPredictor
+
+LOWERED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by precision
+
+
+class CUDAGraph(Callback):
+    """Records loss and gradients at the first batch, and replays them at each training step.
+
+    A step starts some thousand kernels. Python needs about ten microseconds to start each, which
+    for a small network is longer than the kernel runs; a graph starts them all in one call. Losses
+    and weights are those of a training without it. Batches of another shape are computed without
+    the graph.
+
+    Raises:
+        ValueError: The training is not on one CUDA GPU, or a step is not the same computation each
+            time: gradients of several batches are added up, or sampling is scheduled.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: tuple[torch.Size, ...] = ()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what can't be recorded."""
+        self.check(trainer, pl_module)
+
+    @staticmethod
+    def check(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises if a training can't be recorded."""
+        device = trainer.strategy.root_device
+        if device.type != "cuda" or trainer.world_size > 1:
+            where = f"{trainer.world_size} devices" if trainer.world_size > 1 else device.type
+            raise ValueError(f"--cuda_graph is for training on one CUDA GPU, not on {where}")
+        if trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                "--cuda_graph needs --trainer.accumulate_grad_batches 1, got "
+                f"{trainer.accumulate_grad_batches}"
+            )
+        if pl_module.hparams["scheduled_sampling_steps"] > 0:
+            raise ValueError(
+                "--cuda_graph needs steps that are all alike: set "
+                "--model.scheduled_sampling_steps 0"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Records, at the first batch."""
+        if self._shapes:
+            return
+        assert isinstance(pl_module, VideoPredictor)
+        frames = batch["context"], batch["target"]
+        self._shapes = tuple(part.shape for part in frames)
+        plain = pl_module.training_loss
+        # Gradients come from the stream that records; PyTorch waits for it, and warns of that.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        step = _Step(pl_module, LOWERED.get(str(trainer.precision)))
+        replay: Any = torch.cuda.make_graphed_callables(
+            step, tuple(part.clone() for part in frames)
+        )
+
+        def training_loss(context: Tensor, target: Tensor) -> Tensor:
+            if (context.shape, target.shape) != self._shapes:
+                return plain(context, target)
+            loss: Tensor = replay(context, target)
+            return loss
+
+        pl_module.training_loss = training_loss  # type: ignore[method-assign]
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the module its own loss back."""
+        if "training_loss" in vars(pl_module):
+            del pl_module.training_loss
+        self._shapes = ()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The same: of a training that fails there is no `teardown`."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class _Step(nn.Module):
+    """The loss of a batch, as a module whose parameters are those that get gradients."""
+
+    def __init__(self, predictor: VideoPredictor, lowered: torch.dtype | None) -> None:
+        super().__init__()
+        self.network = predictor.network
+        self.loss = predictor.training_loss
+        self.lowered = lowered
+
+    def forward(self, context: Tensor, target: Tensor) -> Tensor:
+        # Autocast's cache would keep weights as they were when the graph was recorded.
+        with torch.autocast(
+            "cuda", self.lowered, enabled=self.lowered is not None, cache_enabled=False
+        ):
+            return self.loss(context, target)

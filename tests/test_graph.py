@@ -1,0 +1,106 @@
+"""Training steps as a CUDA graph, without CUDA: the recording is stood in for."""
+
+import pytest
+import torch
+import yaml
+from small_run import CONFIG, fails
+
+from convlstm import VideoPredictor
+from convlstm.callbacks import CUDAGraph
+from convlstm.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+
+class Recorder:
+    """In place of `torch.cuda.make_graphed_callables`: computes what a graph would replay."""
+
+    def __init__(self):
+        self.recorded = []
+        self.replayed = 0
+
+    def __call__(self, step, frames):
+        self.recorded.append([tuple(part.shape) for part in frames])
+        self.weights = sum(p.numel() for p in step.parameters())
+
+        def replay(context, target):
+            self.replayed += 1
+            return step(context, target)
+
+        return replay
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
+    return "small.yaml"
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
+    monkeypatch.setattr(CUDAGraph, "check", lambda *_: None)
+    return recorder
+
+
+def weights(run):
+    return torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_every_step_replays_one_recording_and_trains_the_same(config, recorder):
+    assert main(["fit", "-c", config, "--run_dir", "plain"]) == 0
+    assert recorder.recorded == []
+    assert main(["fit", "-c", config, "--cuda_graph", "true", "--run_dir", "graph"]) == 0
+    assert recorder.recorded == [[(2, 2, 1, 32, 32), (2, 3, 1, 32, 32)]]
+    assert recorder.replayed == 2
+    plain, graph = weights("plain"), weights("graph")
+    assert plain.keys() == graph.keys()  # nothing of the recording is saved
+    assert all(torch.equal(plain[name], graph[name]) for name in plain)
+    assert recorder.weights == sum(value.numel() for value in plain.values())
+
+
+def test_batches_of_another_shape_are_computed_without_the_graph(recorder):
+    model = VideoPredictor(patch_size=4, hidden_sizes=[2])
+    frames = torch.rand(2, 2, 1, 8, 8)
+    callback = CUDAGraph()
+
+    class Trainer:
+        precision = "32-true"
+
+    expected = model.training_loss(frames[:1], frames[:1])
+    callback.on_train_batch_start(Trainer, model, {"context": frames, "target": frames}, 0)
+    assert torch.equal(model.training_loss(frames[:1], frames[:1]), expected)
+    assert recorder.replayed == 0
+    model.training_loss(frames, frames)
+    assert recorder.replayed == 1
+    callback.teardown(Trainer, model, "fit")
+    model.training_loss(frames, frames)
+    assert recorder.replayed == 1
+
+
+def test_elsewhere_it_is_refused_before_anything_is_written(config, tmp_path, capsys):
+    line = fails(capsys, 1, "fit", "-c", config, "--cuda_graph", "true")
+    assert "--cuda_graph is for training on one CUDA GPU, not on cpu" in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "options", "named"),
+    [
+        (2, {}, "accumulate_grad_batches 1, got 2"),
+        (1, {"forecaster": "autoregressive", "scheduled_sampling_steps": 9}, "scheduled_sampling"),
+    ],
+)
+def test_steps_that_are_not_alike_are_refused(accumulated, options, named):
+    class Trainer:
+        class strategy:
+            root_device = torch.device("cuda")
+
+        world_size = 1
+        accumulate_grad_batches = accumulated
+
+    model = VideoPredictor(hidden_sizes=[2], **options)
+    with pytest.raises(ValueError, match=named):
+        CUDAGraph().on_fit_start(Trainer, model)
