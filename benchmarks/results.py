@@ -3,7 +3,8 @@
     python benchmarks/results.py --model moving-mnist --root data --out docs/results
 
 It writes results.md (the table of clips that the model was not trained on too), lead_time.png, and
-the clips forecast best, middling and worst as film strips and GIFs, and a forecast of 50 frames.
+the clips forecast best, middling and worst as film strips and GIFs, the worst in larger frames, and
+a forecast of 50 frames.
 With --run RUN also learning.png, from the logs of the training; of several RUNs that each started
 from the weights of the one before, behind one another.
 """
@@ -29,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two digits, 64×64": {},
     "one digit": {"num_digits": 1},
     "three digits": {"num_digits": 3},
-    "two digits, 96×96": {"frame_size": 96},
+    (LARGE := "two digits, 96×96"): {"frame_size": 96},
 }
 LONG = 50  # frames
 MSE, SSIM = METRICS.index("mse"), METRICS.index("ssim")
@@ -63,6 +64,8 @@ def main() -> None:
         temporary.write_text(table(scores), encoding="utf-8")
     print(table(scores))
 
+    large = scores[LARGE][0][:, :, MSE].mean(1).argmax()
+    draw(model, test_data(args, **SETTINGS[LARGE]), int(large), args.out / "large")
     errors = scores["two digits, 64×64"][0][:, :, MSE].mean(1)
     order = errors.argsort().tolist()
     for name, number in (

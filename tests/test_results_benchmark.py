@@ -38,7 +38,7 @@ def test_it_writes_the_table_and_the_pictures(script, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["results.py", *words])
     script["main"]()
     assert (tmp_path / "out" / "results.md").read_text() in capsys.readouterr().out
-    stems = ("best", "middling", "worst", "long")
+    stems = ("best", "middling", "worst", "large", "long")
     pictures = {"lead_time.png", *(f"{name}.{kind}" for name in stems for kind in ("gif", "png"))}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.md", *pictures}
     with Image.open(tmp_path / "out" / "long.gif") as animation:
