@@ -3,14 +3,14 @@
     python benchmarks/layer.py --threads 2
 
 In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
-a training step (forward, and backward from a given gradient). Columns: this project; this project
-with `checkpoint_every` 5; a textbook cell (concatenate, convolve, split; autograd, channels first);
-the same with channels last; Keras on PyTorch, where it is installed (`pip install keras`); the
-floor: the same convolutions alone, the input's in one call over all steps, channels last, in the
-same precision. On a CPU peak memory is the growth of the largest resident size (`VmHWM`, Linux) of
-a process of its own over a training step; on CUDA it is the allocator's peak. With one thread times
-are the processor's, which hardly depend on what else the machine does; with more, run it on an idle
-machine: threads that wait for each other lose most.
+a training step (forward, and backward from a given gradient). Columns: this project; on CUDA the
+same passes as one CUDA graph; this project with `checkpoint_every` 5; a textbook cell (concatenate,
+convolve, split; autograd, channels first); the same with channels last; Keras on PyTorch, where it
+is installed (`pip install keras`); the floor: the same convolutions alone, the input's in one call
+over all steps, channels last, in the same precision. On a CPU peak memory is the growth of the
+largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is
+the allocator's peak. With one thread times are the processor's, which hardly depend on what else
+the machine does; with more, run it on an idle machine: threads that wait for each other lose most.
 """
 
 import argparse
@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.allocator import keep_freed_memory
 
-OURS, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
+OURS, GRAPH, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
     "this project",
+    "one CUDA graph",
     "checkpoint_every",
     "textbook",
     "textbook, channels last",
@@ -271,7 +272,21 @@ def passes(
         output.backward(gradient[0])
 
     gradient: list[Tensor] = []
-    return forward, train
+    return (captured(forward), captured(train)) if column == GRAPH else (forward, train)
+
+
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """A pass recorded once as a CUDA graph, which then starts all its kernels in one call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is made on first use must not be recorded
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def measure(runs: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
@@ -338,10 +353,14 @@ def largest_resident_size() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def columns(case: Case) -> list[str]:
+def columns(case: Case, device: str) -> list[str]:
     """Those that can be measured here."""
-    keras = case.cell == "lstm" and importlib.util.find_spec("keras")
-    return [name for name in COLUMNS if name != KERAS or keras]
+    missing = set()
+    if case.cell != "lstm" or not importlib.util.find_spec("keras"):
+        missing.add(KERAS)
+    if device != "cuda":
+        missing.add(GRAPH)
+    return [name for name in COLUMNS if name not in missing]
 
 
 def table(case: Case, precisions: list[str], repeats: int, device: str, threads: int) -> None:
@@ -354,7 +373,7 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     exact_peak = None
     for precision in precisions:
-        names = columns(case)
+        names = columns(case, device)
         pairs = {name: passes(case, name, precision, device) for name in names}
         forward = take_turns({name: pair[0] for name, pair in pairs.items()}, repeats, device)
         train = take_turns({name: pair[1] for name, pair in pairs.items()}, repeats, device)
@@ -362,7 +381,7 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
         peaks = {
             name: peak_memory(case, name, precision, device, threads)
             for name in names
-            if name != FLOOR
+            if name not in (GRAPH, FLOOR)  # of a graph: what it was recorded from
         }
         if precision == "fp32":
             exact_peak = peaks[TEXTBOOK]

@@ -66,20 +66,6 @@ def as_it_is(run: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def captured(run: Callable[[], None]) -> Callable[[], None]:
-    """A pass recorded once as a CUDA graph, which then starts all its kernels in one call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is made on first use must not be recorded
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def compilation(batch: int, device: str, repeats: int, modes: Sequence[str] = ()) -> None:
     """Measures and prints a table, and how far the gradients of compiled networks are off."""
     torch._dynamo.config.recompile_limit = 64  # of a layer's code, which many layers share
@@ -95,7 +81,7 @@ def compilation(batch: int, device: str, repeats: int, modes: Sequence[str] = ()
         frames = torch.rand(batch, 20, 1, 64, 64, device=device)
         gradients, runs = {}, {}
         for mode, model in models.items():
-            ready = captured if mode == GRAPH else as_it_is
+            ready = layer.captured if mode == GRAPH else as_it_is
             ready(partial(backward, model, frames))()
             gradients[mode] = torch.cat([p.grad.flatten() for p in model.parameters()])
             steps = passes(model, batch, device)
