@@ -61,7 +61,7 @@ def test_every_step_replays_one_recording_and_trains_the_same(config, recorder):
     assert recorder.weights == sum(value.numel() for value in plain.values())
 
 
-def test_batches_of_another_shape_are_computed_without_the_graph(recorder):
+def test_batches_of_another_shape_or_dtype_are_computed_without_the_graph(recorder):
     model = VideoPredictor(patch_size=4, hidden_sizes=[2])
     frames = torch.rand(2, 2, 1, 8, 8)
     callback = CUDAGraph()
@@ -72,6 +72,7 @@ def test_batches_of_another_shape_are_computed_without_the_graph(recorder):
     expected = model.training_loss(frames[:1], frames[:1])
     callback.on_train_batch_start(Trainer, model, {"context": frames, "target": frames}, 0)
     assert torch.equal(model.training_loss(frames[:1], frames[:1]), expected)
+    model.training_loss(frames.double(), frames.double())
     assert recorder.replayed == 0
     model.training_loss(frames, frames)
     assert recorder.replayed == 1

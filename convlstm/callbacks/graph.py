@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convlstm.module import VideoPredictor
 
+Kind = tuple[tuple[torch.Size, torch.dtype], ...]
 LOWERED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by precision
 
 
@@ -17,8 +18,8 @@ class CUDAGraph(Callback):
 
     A step starts some thousand kernels. Python needs about ten microseconds to start each, which
     for a small network is longer than the kernel runs; a graph starts them all in one call. Losses
-    and weights are those of a training without it. Batches of another shape are computed without
-    the graph.
+    and weights are those of a training without it. Batches of another shape or dtype are computed
+    without the graph.
 
     Raises:
         ValueError: The training is not on one CUDA GPU, or a step is not the same computation each
@@ -26,7 +27,7 @@ class CUDAGraph(Callback):
     """
 
     def __init__(self) -> None:
-        self._shapes: tuple[torch.Size, ...] = ()
+        self._recorded: Kind | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what can't be recorded."""
@@ -54,11 +55,11 @@ class CUDAGraph(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Records, at the first batch."""
-        if self._shapes:
+        if self._recorded is not None:
             return
         assert isinstance(pl_module, VideoPredictor)
         frames = batch["context"], batch["target"]
-        self._shapes = tuple(part.shape for part in frames)
+        self._recorded = _kind(*frames)
         plain = pl_module.training_loss
         # Gradients come from the stream that records; PyTorch waits for it, and warns of that.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -68,7 +69,7 @@ class CUDAGraph(Callback):
         )
 
         def training_loss(context: Tensor, target: Tensor) -> Tensor:
-            if (context.shape, target.shape) != self._shapes:
+            if _kind(context, target) != self._recorded:
                 return plain(context, target)
             loss: Tensor = replay(context, target)
             return loss
@@ -79,13 +80,18 @@ class CUDAGraph(Callback):
         """Gives the module its own loss back."""
         if "training_loss" in vars(pl_module):
             del pl_module.training_loss
-        self._shapes = ()
+        self._recorded = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """The same: of a training that fails there is no `teardown`."""
         self.teardown(trainer, pl_module, "fit")
+
+
+def _kind(*frames: Tensor) -> Kind:
+    """What has to be the same for a graph to be replayed."""
+    return tuple((part.shape, part.dtype) for part in frames)
 
 
 class _Step(nn.Module):
