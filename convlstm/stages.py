@@ -124,7 +124,7 @@ def resize_by_products(maps: Tensor, size: torch.Size) -> Tensor:
     rows = maps.permute(0, 2, 3, 1).reshape(n, height, width * c)
     rows = torch.bmm(_weights(maps, height, size[0]).expand(n, -1, -1), rows)
     pixels = rows.reshape(n * size[0], width, c)
-    pixels = torch.bmm(_weights(maps, width, size[1]).expand(len(pixels), -1, -1), pixels)
+    pixels = torch.bmm(_weights(maps, width, size[1]).expand(pixels.shape[0], -1, -1), pixels)
     return pixels.reshape(n, size[0], size[1], c).permute(0, 3, 1, 2)
 
 

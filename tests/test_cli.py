@@ -360,7 +360,7 @@ def losses_become(value, step, monkeypatch):
 def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_saved_weights(
     config, tmp_path, capsys, monkeypatch, value, ahead
 ):
-    monkeypatch.setattr(guard, "runs_ahead", lambda norm: ahead)  # as on a GPU
+    monkeypatch.setattr(guard, "_runs_ahead", lambda norm: ahead)  # as on a GPU
     losses_become(value, 2, monkeypatch)
     line = fails(capsys, 1, "fit", "-c", config, "--trainer.max_steps", "4")
     assert f"the loss is {value:g} and the gradient's norm nan at step 2, samples 4 to 5" in line
@@ -368,6 +368,18 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_saved_weights(
     last = torch.load(tmp_path / "runs/small/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2
     assert all(weight.isfinite().all() for weight in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_on_a_gpu_a_loss_that_is_no_number_is_found_a_step_later_or_at_the_end(
+    config, tmp_path, capsys, monkeypatch, step
+):
+    monkeypatch.setattr(guard, "_runs_ahead", lambda norm: True)
+    losses_become(float("nan"), step, monkeypatch)
+    words = ["--trainer.max_steps", "4", "--trainer.limit_val_batches", "0"]
+    line = fails(capsys, 1, "fit", "-c", config, *words)
+    assert f"at step {step}, samples" in line
+    assert list((tmp_path / "runs/small/checkpoints").glob("*.ckpt")) == []
 
 
 @pytest.mark.filterwarnings("default:.*step left out")

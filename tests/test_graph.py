@@ -83,25 +83,40 @@ def test_batches_of_another_shape_or_dtype_are_computed_without_the_graph(record
 
 def test_elsewhere_it_is_refused_before_anything_is_written(config, tmp_path, capsys):
     line = fails(capsys, 1, "fit", "-c", config, "--cuda_graph", "true")
-    assert "--cuda_graph is for training on one CUDA GPU, not on cpu" in line
+    assert "--cuda_graph is for training on a CUDA GPU, not on cpu: set --cuda_graph false" in line
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("accumulated", "options", "named"),
+    ("devices", "accumulated", "options", "named"),
     [
-        (2, {}, "accumulate_grad_batches 1, got 2"),
-        (1, {"forecaster": "autoregressive", "scheduled_sampling_steps": 9}, "scheduled_sampling"),
+        (8, 1, {}, "8 devices: set --trainer.devices 1"),
+        (1, 2, {}, "accumulate_grad_batches 1, got 2"),
+        (
+            *(1, 1, {"forecaster": "autoregressive", "scheduled_sampling_steps": 9}),
+            "scheduled_sampling_steps 0",
+        ),
     ],
 )
-def test_steps_that_are_not_alike_are_refused(accumulated, options, named):
+def test_steps_that_are_not_alike_are_refused(devices, accumulated, options, named):
     class Trainer:
         class strategy:
             root_device = torch.device("cuda")
 
-        world_size = 1
+        world_size = devices
         accumulate_grad_batches = accumulated
 
     model = VideoPredictor(hidden_sizes=[2], **options)
     with pytest.raises(ValueError, match=named):
         CUDAGraph().on_fit_start(Trainer, model)
+    with pytest.raises(ValueError, match=named):  # what was allowed may be so no more
+        CUDAGraph().on_train_batch_start(Trainer, model, {}, 0)
+
+
+def test_parameters_outside_of_the_network_are_refused(recorder):
+    model = VideoPredictor(patch_size=4, hidden_sizes=[2])
+    model.extra = torch.nn.Parameter(torch.zeros(1))
+    frames = torch.rand(2, 2, 1, 8, 8)
+    with pytest.raises(ValueError, match="there are others"):
+        CUDAGraph().on_train_batch_start(None, model, {"context": frames, "target": frames}, 0)
+    assert recorder.recorded == []

@@ -51,3 +51,14 @@ def test_products_resize_as_interpolation_does(old, new, layout):
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((x * weight).sum(), maps)[0] for x in (resized, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_products_are_exported_for_any_batch():
+    class Resize(nn.Module):
+        def forward(self, maps):
+            return resize_by_products(maps, torch.Size((8, 6)))
+
+    sizes = ({0: torch.export.Dim("b", min=1, max=64)},)
+    program = torch.export.export(Resize(), (torch.rand(2, 3, 4, 3),), dynamic_shapes=sizes)
+    maps = torch.rand(5, 3, 4, 3)
+    torch.testing.assert_close(program.module()(maps), Resize()(maps))

@@ -16,14 +16,15 @@ LOWERED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autoca
 class CUDAGraph(Callback):
     """Records loss and gradients at the first batch, and replays them at each training step.
 
-    A step starts some thousand kernels. Python needs about ten microseconds to start each, which
-    for a small network is longer than the kernel runs; a graph starts them all in one call. Losses
-    and weights are those of a training without it. Batches of another shape or dtype are computed
-    without the graph.
+    A step starts some thousand kernels. For a small network Python needs longer to start one than
+    it runs; a graph starts them all in one call. Losses and weights are those of a training without
+    it. Batches of another shape or dtype are computed without the graph. A copy of the module that
+    is made during the training computes with the original's weights.
 
     Raises:
-        ValueError: The training is not on one CUDA GPU, or a step is not the same computation each
-            time: gradients of several batches are added up, or sampling is scheduled.
+        ValueError: The training is not on one CUDA GPU; a step is not the same computation each
+            time, as gradients of several batches are added up or sampling is scheduled; anomalies
+            are to be detected; or parameters outside of the network are trained.
     """
 
     def __init__(self) -> None:
@@ -37,9 +38,16 @@ class CUDAGraph(Callback):
     def check(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises if a training can't be recorded."""
         device = trainer.strategy.root_device
-        if device.type != "cuda" or trainer.world_size > 1:
-            where = f"{trainer.world_size} devices" if trainer.world_size > 1 else device.type
-            raise ValueError(f"--cuda_graph is for training on one CUDA GPU, not on {where}")
+        if device.type != "cuda":
+            raise ValueError(
+                f"--cuda_graph is for training on a CUDA GPU, not on {device.type}: set "
+                "--cuda_graph false"
+            )
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"--cuda_graph is for one GPU, not for {trainer.world_size} devices: set "
+                "--trainer.devices 1 or --cuda_graph false"
+            )
         if trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 "--cuda_graph needs --trainer.accumulate_grad_batches 1, got "
@@ -50,20 +58,31 @@ class CUDAGraph(Callback):
                 "--cuda_graph needs steps that are all alike: set "
                 "--model.scheduled_sampling_steps 0"
             )
+        if torch.is_anomaly_enabled():
+            raise ValueError(
+                "--trainer.detect_anomaly looks at each value, which a CUDA graph does not let it "
+                "do: set --cuda_graph false"
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Records, at the first batch."""
+        self.check(trainer, pl_module)  # a schedule may have changed what is accumulated
         if self._recorded is not None:
             return
         assert isinstance(pl_module, VideoPredictor)
+        inside = set(pl_module.network.parameters())
+        if any(p.requires_grad and p not in inside for p in pl_module.parameters()):
+            raise ValueError(
+                "--cuda_graph trains the parameters of `network`, and there are others"
+            )
         frames = batch["context"], batch["target"]
         self._recorded = _kind(*frames)
         plain = pl_module.training_loss
-        # Gradients come from the stream that records; PyTorch waits for it, and warns of that.
+        # What accumulates gradients belongs to the stream that records; PyTorch warns of that.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        step = _Step(pl_module, LOWERED.get(str(trainer.precision)))
+        step = _Recordable(pl_module, LOWERED.get(str(trainer.precision)))
         replay: Any = torch.cuda.make_graphed_callables(
             step, tuple(part.clone() for part in frames)
         )
@@ -80,6 +99,7 @@ class CUDAGraph(Callback):
         """Gives the module its own loss back."""
         if "training_loss" in vars(pl_module):
             del pl_module.training_loss
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
         self._recorded = None
 
     def on_exception(
@@ -94,7 +114,7 @@ def _kind(*frames: Tensor) -> Kind:
     return tuple((part.shape, part.dtype) for part in frames)
 
 
-class _Step(nn.Module):
+class _Recordable(nn.Module):
     """The loss of a batch, as a module whose parameters are those that get gradients."""
 
     def __init__(self, predictor: VideoPredictor, lowered: torch.dtype | None) -> None:

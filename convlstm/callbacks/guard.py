@@ -1,5 +1,7 @@
 """A loss or a gradient that is no number: the weights never see it."""
 
+from __future__ import annotations
+
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,38 +16,13 @@ NonFinite = Literal["stop", "skip"]
 MOST_SKIPPED = 20  # in a row: by then it is not the data
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What is known of an optimizer step before it is done.
-
-    Attributes:
-        number: Its number.
-        samples: The samples of its batches, by their indices.
-        loss: Summed over its batches, which have each divided theirs by their number.
-        norm: Of the gradient, before it is clipped.
-        finite: Whether loss or norm is.
-        known: When `finite` has come from the GPU; None if it need not be waited for.
-    """
-
-    number: int
-    samples: Tensor
-    loss: Tensor
-    norm: Tensor
-    finite: Tensor
-    known: torch.cuda.Event | None
-
-    def is_finite(self) -> bool:
-        if self.known is not None:
-            self.known.synchronize()
-        return bool(self.finite)
-
-
 class GradientGuard(Callback):
     """Logs the gradient's norm, and keeps NaN and infinity out of the weights.
 
     On CUDA with "stop" the norm of a step is looked at during the next one, and before a validation
     and a checkpoint: at once, Python would have to wait for the GPU, which would then wait for
-    Python. So the step is done, but no weights are saved after it.
+    Python. So the step is done, but no checkpoint is saved after it (a callback that saves weights
+    alone, which Lightning does without asking, may save them once).
 
     Args:
         nonfinite: "stop" ends the training with an error; "skip" leaves the step out with a
@@ -62,7 +39,11 @@ class GradientGuard(Callback):
         self._samples: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._skipped = 0
-        self._unseen: _Step | None = None
+        self._unseen: _Pending | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets what an earlier training has left."""
+        self._unseen = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -90,10 +71,10 @@ class GradientGuard(Callback):
         if scaled:
             loss = trainer.strategy.reduce(loss)
         finite, known = torch.isfinite(loss if scaled else norm), None
-        late = self.nonfinite == "stop" and runs_ahead(norm)
+        late = self.nonfinite == "stop" and _runs_ahead(norm)
         if late:
             finite, known = _fetch(finite)
-        step = _Step(trainer.global_step, torch.cat(self._samples), loss, norm, finite, known)
+        step = _Pending(trainer.global_step, torch.cat(self._samples), loss, norm, finite, known)
         self._look_back(trainer)
         if late:
             self._unseen = step
@@ -120,11 +101,12 @@ class GradientGuard(Callback):
 
     def _look_back(self, trainer: pl.Trainer) -> None:
         """Looks at the step that nobody has looked at, if there is one."""
-        step, self._unseen = self._unseen, None
-        if step is not None and not step.is_finite():
-            self._refuse(trainer, step)
+        if self._unseen is not None:
+            if not self._unseen.is_finite():
+                self._refuse(trainer, self._unseen)  # and whoever saves after that, too
+            self._unseen = None
 
-    def _refuse(self, trainer: pl.Trainer, step: _Step) -> None:
+    def _refuse(self, trainer: pl.Trainer, step: _Pending) -> None:
         """Ends the training, or warns of a step that is left out."""
         self._skipped += 1
         text = _describe(trainer, step)
@@ -138,7 +120,33 @@ class GradientGuard(Callback):
         warnings.warn(f"{text}: step left out", RuntimeWarning, stacklevel=2)
 
 
-def runs_ahead(value: Tensor) -> bool:
+@dataclass(frozen=True)
+class _Pending:
+    """What is known of an optimizer step before it is done.
+
+    Attributes:
+        number: Its number.
+        samples: The samples of its batches, by their indices.
+        loss: Summed over its batches, which have each divided theirs by their number.
+        norm: Of the gradient, before it is clipped.
+        finite: Whether loss or norm is.
+        known: When `finite` has come from the GPU; None if it need not be waited for.
+    """
+
+    number: int
+    samples: Tensor
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
+    known: torch.cuda.Event | None
+
+    def is_finite(self) -> bool:
+        if self.known is not None:
+            self.known.synchronize()
+        return bool(self.finite)
+
+
+def _runs_ahead(value: Tensor) -> bool:
     """Whether Python goes on before a value is computed."""
     return value.is_cuda
 
@@ -146,14 +154,14 @@ def runs_ahead(value: Tensor) -> bool:
 def _fetch(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A flag on its way to the CPU, and the event of its arrival."""
     here = flag.to("cpu", non_blocking=True)
-    if not flag.is_cuda:
+    if not flag.is_cuda:  # but of a test
         return here, None
     arrived = torch.cuda.Event()
     arrived.record()
     return here, arrived
 
 
-def _describe(trainer: pl.Trainer, step: _Step) -> str:
+def _describe(trainer: pl.Trainer, step: _Pending) -> str:
     """What happened, from the samples and losses of all processes."""
     index = trainer.strategy.all_gather(step.samples.to(step.loss.device)).flatten().sort().values
     loss = trainer.strategy.reduce(step.loss)

@@ -53,12 +53,18 @@ class ProgressBar(RichProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends the bar of the validation, or writes the line."""
+        self._read_next = 0.0
         super().on_validation_end(trainer, pl_module)
         score = trainer.callback_metrics.get("val/mse")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
             _print(
                 trainer, f"step {trainer.global_step} of {trainer.max_steps}: val/mse {score:.2f}"
             )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows the newest values."""
+        self._read_next = 0.0
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_test_batch_end(
         self,
