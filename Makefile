@@ -9,7 +9,7 @@ READY := .venv/ready
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## train a small model in minutes and write its forecasts to demo/
+demo: $(READY)  ## forecast with the bundled weights, and train a small model in minutes; writes to demo/
 	$(BIN)/convlstm demo --out demo
 
 test: $(READY)  ## run the test suite

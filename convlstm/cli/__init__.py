@@ -15,7 +15,7 @@ usage: convlstm COMMAND [options]
 Video prediction: train ConvLSTM encoder-forecasters and forecast with them.
 
 commands:
-  demo       train a small model in a few minutes and write its forecasts; needs no data
+  demo       forecast with the bundled weights and train a small model in minutes; needs no data
   fit        train a model according to a configuration file
   validate   compute metrics of a trained model on the validation split
   test       compute metrics of a trained model on the test split, and of repeating the last frame
