@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.cli import main
@@ -82,7 +83,7 @@ def test_kernels_forecast_without_keeping_gates(fast, kind):
 @pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_computed_again_may_have_another_backend(fast, kind, swapped):
+def test_what_is_computed_again_has_the_backend_of_the_forward_pass(fast, kind, swapped):
     layer = LAYERS[kind](2, 3, checkpoint_every=2).to(DEVICE)
     x = torch.randn(2, 5, 2, 3, 5, device=DEVICE, requires_grad=True)
     first, second = (fast, "plain") if swapped else ("plain", fast)
@@ -90,6 +91,23 @@ def test_what_is_computed_again_may_have_another_backend(fast, kind, swapped):
     for name in (first, second):
         with use_backend(first):
             output, _ = layer(x)
+        with use_backend(name):
+            results.append(torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()]))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fast", FAST, indirect=True)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_a_checkpoint_computes_again_may_have_another_backend(fast, kind, swapped):
+    layer = LAYERS[kind](2, 3).to(DEVICE)
+    x = torch.randn(2, 5, 2, 3, 5, device=DEVICE, requires_grad=True)
+    first, second = (fast, "plain") if swapped else ("plain", fast)
+    results = []
+    for name in (first, second):
+        with use_backend(first):
+            output, _ = checkpoint(layer, x, use_reentrant=False)
         with use_backend(name):
             results.append(torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()]))
     for a, b in zip(*results, strict=True):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from convlstm import ConvGRU, ConvLSTM, ConvLSTMCell, ConvRNN
+from convlstm.kernels import plain
 from convlstm.sequence import common
 
 PEEPHOLES = ["none", "channel", "full"]
@@ -597,21 +598,34 @@ def kept(layer, x):
     return sum(sizes)
 
 
-def test_of_a_segment_no_gates_and_cells_are_kept():
-    layer = ConvLSTM(2, 8, checkpoint_every=3).double()
+@pytest.mark.parametrize(("kind", "cells"), [(ConvLSTM, 3), (ConvGRU, 0), (ConvRNN, 0)])
+def test_of_a_segment_no_gates_are_kept_and_of_the_cells_the_last(kind, cells):
+    layer = kind(2, 8, checkpoint_every=3).double()
     x = sequence(t=9)
-    less = kept(layer, x)
+    maps = 8 * x[:, 0, 0].numel()
+    others = x.numel() + sum(parameter.numel() for parameter in layer.parameters())
+    marker = 1
+    assert kept(layer, x) <= (9 + cells) * maps + others + marker
     layer.checkpoint_every = 0
-    gates_cells_and_outputs = (4 + 1 + 1) * 8 * x[:, :, 0].numel()
-    assert kept(layer, x) >= gates_cells_and_outputs
-    assert less < 8 * x[:, :, 0].numel()  # not even the outputs, which the caller has
+    if kind is ConvLSTM:
+        gates_cells_and_outputs = (4 + 1 + 1) * 9 * maps
+        assert kept(layer, x) >= gates_cells_and_outputs
 
 
-def test_without_gradients_nothing_is_cut_into_segments(monkeypatch):
-    layer = ConvLSTM(2, 3, checkpoint_every=2).double()
-    x = sequence()
-    expected = layer(x)[0]
-    monkeypatch.setattr("convlstm.layers.base.checkpoint", None)
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("every", [0, 2])
+def test_only_a_backward_pass_computes_segments_again(kind, every, monkeypatch):
+    layer = kind(2, 3, checkpoint_every=every).double()
+    x = sequence(t=5)
+    steps = []
+    name = {ConvLSTM: "lstm", ConvGRU: "gru", ConvRNN: "rnn"}[kind] + "_forward"
+    forward = getattr(plain, name)
+    monkeypatch.setattr(plain, name, lambda *args: (steps.append(None), forward(*args)))
     with torch.no_grad():
-        output, _ = layer(x)
-    torch.testing.assert_close(output, expected, **EXACT)
+        layer(x)
+    assert len(steps) == 5
+    output, _ = layer(x)
+    assert len(steps) == 10
+    output.sum().backward()
+    again = 5 if every and kind is not ConvRNN else 0  # whose outputs are all that it needs
+    assert len(steps) == 10 + again

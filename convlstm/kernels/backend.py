@@ -63,7 +63,7 @@ def marked(marker: Tensor) -> ModuleType:
 def use_backend(name: str) -> Iterator[None]:
     """Forces "plain", "native" or "triton" for what runs inside, and for its backward pass.
 
-    Of what is computed again in the backward pass (`checkpoint_every`) it is chosen anew.
+    Where `torch.utils.checkpoint` computes a layer again, it is chosen anew.
 
     Raises:
         ValueError: There is no such backend.

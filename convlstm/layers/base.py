@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from convlstm.cells.base import NewParameters, redraw
 from convlstm.sequence.common import autocasts
@@ -162,7 +161,7 @@ class ConvRecurrence(nn.Module, ABC):
             mask = F.dropout(ones, self.recurrent_dropout)
         if direction == 1:
             x = _reverse(x, lengths)
-        series, last = self._segments(x, parameters, state, mask, lengths is not None)
+        series, last = self._sequence(x, parameters, state, mask, lengths is not None)
         output = series[0]
         if lengths is not None:
             # What comes behind a sequence's end does not reach back: cut it off.
@@ -170,33 +169,6 @@ class ConvRecurrence(nn.Module, ABC):
             last = tuple(part[lengths - 1, batch] for part in series)
             output = _end(output, lengths)
         return (_reverse(output, lengths) if direction == 1 else output), last
-
-    def _segments(
-        self,
-        x: Tensor,
-        parameters: dict[str, Tensor | None],
-        state: States | None,
-        mask: Tensor | None,
-        every_state: bool,
-    ) -> tuple[States, States]:
-        """`_sequence`, cut into segments that the backward pass computes again one by one."""
-        if self.checkpoint_every == 0 or not torch.is_grad_enabled():
-            return self._sequence(x, parameters, state, mask, every_state)
-        segments = []
-        for part in x.split(self.checkpoint_every):
-            series, state = checkpoint(
-                self._sequence,
-                part,
-                parameters,
-                state,
-                mask,
-                every_state,
-                use_reentrant=False,
-                preserve_rng_state=False,  # the mask is drawn outside
-            )
-            segments.append(series if every_state else series[:1])
-        assert state is not None
-        return tuple(torch.cat(parts) for parts in zip(*segments, strict=True)), state
 
     def _check(self, x: Tensor, state: States | None) -> None:
         """Compares shapes, as they were given, with what the layer was built for."""

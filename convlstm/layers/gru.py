@@ -35,8 +35,7 @@ class ConvGRU(HiddenStateLayer):
             input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
-            Only the first state and the outputs of a segment are kept: less memory for a third
-            more work. 0 keeps everything.
+            Only the outputs are kept: less memory for a third more work. 0 keeps everything.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.
@@ -64,5 +63,6 @@ class ConvGRU(HiddenStateLayer):
             parameters["bias_hh"],
             None if state is None else state[0],
             mask=mask,
+            checkpoint_every=self.checkpoint_every,
         )
         return (outputs,), (last,)

@@ -43,7 +43,7 @@ class ConvLSTM(ConvRecurrence):
             ties the layer to one frame size).
         frame_size: (h, w) of the frames; required by peephole "full" only.
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
-            Only the first state and the outputs of a segment are kept: less memory for a third
+            Only the outputs and the last cell state of a segment are kept: less memory for a third
             more work. 0 keeps everything.
 
     Raises:
@@ -144,5 +144,6 @@ class ConvLSTM(ConvRecurrence):
             peephole=parameters["peephole"],
             mask=mask,
             all_cells=every_state,
+            checkpoint_every=self.checkpoint_every,
         )
-        return (outputs, cells), last
+        return (outputs,) if cells is None else (outputs, cells), last

@@ -33,9 +33,9 @@ class ConvRNN(HiddenStateLayer):
         recurrent_dropout: Probability, in [0, 1), of zeroing a channel of the hidden state in the
             input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
-        checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
-            Only the first state and the outputs of a segment are kept: less memory for a third
-            more work. 0 keeps everything.
+        checkpoint_every: Length in steps of the segments of which the backward pass holds the
+            gradients at a time, for less memory; 0 for all steps. Nothing is recomputed, as the
+            outputs are all that is kept in any case.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.
@@ -62,5 +62,6 @@ class ConvRNN(HiddenStateLayer):
             parameters["bias"],
             None if state is None else state[0],
             mask=mask,
+            checkpoint_every=self.checkpoint_every,
         )
         return (outputs,), (last,)

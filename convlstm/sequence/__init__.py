@@ -3,8 +3,9 @@
 Each computes what `convlstm.cells` specifies, step by step, with less work: the input convolution
 of many steps in one call, no hidden convolution of a state known to be zero, gates kept for a
 backward pass alone and overwritten there by their gradients, the gradients of both kernels in one
-call each over all steps, and frames with channels last inside. There is no second derivative.
-`torch.export` gets the steps one by one.
+call each over all steps, and frames with channels last inside. With `checkpoint_every` the backward
+pass computes the gates again, a segment at a time. There is no second derivative. `torch.export`
+gets the steps one by one.
 
 Under autocast convolutions, gates and hidden states have its dtype; cell states stay float32.
 """

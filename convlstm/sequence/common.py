@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+from convlstm.kernels.plain import exact
 
 # Bytes of input gates that are computed ahead; twice that are there while the next are computed. On
 # a CPU so many that they stay in its cache.
@@ -118,49 +119,94 @@ def input_gates(
         yield from step_rows(maps)
 
 
-def input_gradients(
-    ctx: Any, d_gates: Tensor, x: Tensor, weight_ih: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight_ih and bias, each in one call over all steps; None if not wanted.
+class InputGradients:
+    """The gradients of x, both kernels and the bias, added up over segments of the sequence.
 
-    `ctx` is that of a function whose inputs begin with x, weight_ih, weight_hh, bias.
+    None where not wanted. A gradient takes one call for all steps of a segment.
+
+    Args:
+        ctx: That of a function whose inputs begin with x, weight_ih, weight_hh, bias.
+        x: Inputs (T, B, C, h, w).
+        weight_ih: Input kernel, or None without input.
+        weight_hh: Hidden kernel.
+        h0: First hidden state, or None for zero.
+        mask: Recurrent dropout, or None.
+        outputs: Hidden states (T, B, H, h, w).
     """
-    d_x = d_weight_ih = d_bias = None
-    flat = d_gates.flatten(0, 1)
-    if weight_ih is not None:
-        maps = channels_last(x.flatten(0, 1))
-        if ctx.needs_input_grad[0]:
-            d_x = same_conv2d_grad_x(flat, maps, channels_last(weight_ih))
-            d_x = d_x.unflatten(0, x.shape[:2])
-        if ctx.needs_input_grad[1]:
-            d_weight_ih = same_conv2d_grad_weight(flat, maps, weight_ih)
-    if ctx.needs_input_grad[3]:
-        d_bias = flat.sum((2, 3)).sum(0)  # in two sums, which is faster than in one
-    return d_x, d_weight_ih, d_bias
+
+    def __init__(
+        self,
+        ctx: Any,
+        x: Tensor,
+        weight_ih: Tensor | None,
+        weight_hh: Tensor,
+        h0: Tensor | None,
+        mask: Tensor | None,
+        outputs: Tensor,
+    ) -> None:
+        self._wants_x, self._wants_ih, self._wants_hh, self._wants_bias = ctx.needs_input_grad[:4]
+        self._x, self._weight_ih, self._weight_hh = x, weight_ih, weight_hh
+        self._h0, self._mask, self._outputs = h0, mask, outputs
+        self._d_x: Tensor | None = None
+        self._d_weight_ih: Tensor | None = None
+        self._d_weight_hh: Tensor | None = None
+        self._d_bias: Tensor | None = None
+
+    def add(self, start: int, from_x: Tensor, from_h: Tensor) -> None:
+        """Those of the steps from `start` on.
+
+        Args:
+            start: The first step.
+            from_x: Gradients of what the input convolution gave (t, B, G·H, h, w).
+            from_h: Gradients of what the hidden convolution gave, of the same shape.
+        """
+        stop = start + len(from_x)
+        flat = from_x.flatten(0, 1)
+        if self._weight_ih is not None:
+            maps = channels_last(self._x[start:stop].flatten(0, 1))
+            if self._wants_x:
+                d_x = same_conv2d_grad_x(flat, maps, channels_last(self._weight_ih))
+                self._put(start, stop, d_x.unflatten(0, from_x.shape[:2]))
+            if self._wants_ih:
+                part = same_conv2d_grad_weight(flat, maps, self._weight_ih)
+                self._d_weight_ih = plus(self._d_weight_ih, part)
+        if self._wants_bias:
+            part = flat.sum((2, 3)).sum(0)  # in two sums, which is faster than in one
+            self._d_bias = plus(self._d_bias, part)
+        if self._wants_hh:
+            second = max(start, 1)
+            if second < stop:
+                before = apply_mask(self._outputs[second - 1 : stop - 1], self._mask).flatten(0, 1)
+                self._add_hidden(from_h[second - start :].flatten(0, 1), before)
+            if start == 0 and self._h0 is not None:
+                self._add_hidden(from_h[0], channels_last(apply_mask(self._h0, self._mask)))
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of x, weight_ih, weight_hh and bias."""
+        if self._wants_hh and self._d_weight_hh is None:  # a single step, from zero
+            self._d_weight_hh = torch.zeros_like(self._weight_hh)
+        d_weight_ih, d_weight_hh, d_bias = (
+            None if total is None else total.to(self._x.dtype)
+            for total in (self._d_weight_ih, self._d_weight_hh, self._d_bias)
+        )
+        return self._d_x, d_weight_ih, d_weight_hh, d_bias
+
+    def _put(self, start: int, stop: int, d_x: Tensor) -> None:
+        if len(d_x) == len(self._x):
+            self._d_x = d_x
+            return
+        if self._d_x is None:
+            self._d_x = empty_maps(self._x, *self._x.shape)
+        self._d_x[start:stop] = d_x
+
+    def _add_hidden(self, gradients: Tensor, before: Tensor) -> None:
+        part = same_conv2d_grad_weight(gradients, before, self._weight_hh)
+        self._d_weight_hh = plus(self._d_weight_hh, part)
 
 
-def hidden_weight_gradient(
-    ctx: Any,
-    d_gates: Tensor,
-    outputs: Tensor,
-    h0: Tensor | None,
-    mask: Tensor | None,
-    weight_hh: Tensor,
-) -> Tensor | None:
-    """Gradient of the hidden kernel over all steps: (T, B, G·H, h, w) against the h before.
-
-    None if not wanted; `ctx` as in `input_gradients`.
-    """
-    if not ctx.needs_input_grad[2]:
-        return None
-    gradient = torch.zeros_like(weight_hh)
-    if len(outputs) > 1:
-        before = apply_mask(outputs[:-1], mask).flatten(0, 1)
-        gradient += same_conv2d_grad_weight(d_gates[1:].flatten(0, 1), before, weight_hh)
-    if h0 is not None:
-        first = channels_last(apply_mask(h0, mask))
-        gradient += same_conv2d_grad_weight(d_gates[0], first, weight_hh)
-    return gradient
+def plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """A sum of at least float32, once there are two parts; a part alone stays as it is."""
+    return part if total is None else total.to(exact(total)) + part
 
 
 def rows(maps: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The ConvLSTM over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
+    InputGradients,
     Saved,
     apply_mask,
     as_it_is,
@@ -16,9 +19,8 @@ from convlstm.sequence.common import (
     channels_last,
     empty_maps,
     first_derivative_only,
-    hidden_weight_gradient,
     input_gates,
-    input_gradients,
+    plus,
     rows,
     step_rows,
     wants_gradient,
@@ -38,7 +40,8 @@ def lstm_sequence(
     peephole: Tensor | None = None,
     mask: Tensor | None = None,
     all_cells: bool = False,
-) -> tuple[Tensor, State, Tensor]:
+    checkpoint_every: int = 0,
+) -> tuple[Tensor, State, Tensor | None]:
     """Runs the ConvLSTM of equation 3 (see `convlstm.cells`) over T steps.
 
     Args:
@@ -49,11 +52,13 @@ def lstm_sequence(
         state: First `(h, c)`, each (B, H, h, w); zero if None.
         peephole: (3, H, 1, 1) or (3, H, h, w) in the order i, f, o; None for none.
         mask: Recurrent dropout (B, H, 1, 1), multiplied onto h before each hidden convolution.
-        all_cells: Whether the cell states of all steps are wanted even without gradients.
+        all_cells: Whether the cell states of all steps are wanted.
+        checkpoint_every: Length in steps of the segments that the backward pass computes again; 0
+            keeps everything.
 
     Returns:
-        All hidden states (T, B, H, h, w), the last `(h, c)`, and the cell states of all steps (the
-        last one's alone, (1, B, H, h, w), where nobody needs the others).
+        All hidden states (T, B, H, h, w), the last `(h, c)`, and the cell states of all steps, or
+        None without `all_cells`.
     """
     h, c = state if state is not None else (None, None)
     x, weight_ih, weight_hh, bias, h, mask = autocast_to(x, weight_ih, weight_hh, bias, h, mask)
@@ -62,9 +67,19 @@ def lstm_sequence(
     keep = wants_gradient(x, weight_ih, weight_hh, bias, h, c, peephole)
     with as_it_is(x):
         outputs, cells, h, c = _LSTM.apply(
-            x, weight_ih, weight_hh, bias, h, c, peephole, mask, keep, all_cells
+            x,
+            weight_ih,
+            weight_hh,
+            bias,
+            h,
+            c,
+            peephole,
+            mask,
+            keep,
+            all_cells,
+            checkpoint_every,
         )
-    return outputs, (h, c), cells
+    return outputs, (h, c), cells if all_cells else None
 
 
 class _LSTM(torch.autograd.Function):
@@ -72,6 +87,9 @@ class _LSTM(torch.autograd.Function):
 
     What the kernels keep of the gates for the backward pass takes the memory of maps of 4H
     channels, in an order of their own; their gradients are such maps, in the order i, f, g, o.
+
+    With segments of `every` steps no gates are kept, and of the cell states the last of each
+    segment: the backward pass computes the others again, a segment at a time.
     """
 
     @staticmethod
@@ -87,37 +105,39 @@ class _LSTM(torch.autograd.Function):
         mask: Tensor | None,
         keep: bool,
         all_cells: bool,
+        every: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         weight_hh = channels_last(weight_hh)
         outputs = empty_maps(x, steps, batch, hidden, *size)
-        gates = empty_maps(x, steps if keep else 0, batch, 4 * hidden, *size)
-        kept = steps if keep or all_cells else 1
-        cells = empty_maps(x, kept, batch, hidden, *size, dtype=exact(x))
+        gates = empty_maps(x, steps if keep and not every else 0, batch, 4 * hidden, *size)
+        # Steps of which one cell state, the last, is kept.
+        span = 1 if all_cells else (every or 1) if keep else steps
+        cells = empty_maps(x, -(-steps // span), batch, hidden, *size, dtype=exact(x))
         kernels = choose(outputs)
-        late = (bias,) if kernels.ADDS_BIAS else ()
-        peepholes = peephole_rows(peephole, batch)
+        first = None if c0 is None else rows(c0.to(cells.dtype))
 
-        gate_rows, output_rows, cell_rows = map(step_rows, (gates, outputs, cells))
-        maps = outputs.unbind(0)
-
-        h, c = h0, None if c0 is None else rows(c0.to(cells.dtype))
-        for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, 4 * hidden)):
-            from_h = None
-            if h is not None:
-                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h, new = maps[t], cell_rows[min(t, kept - 1)]
-            step = gate_rows[t] if keep else None
-            kernels.lstm_forward(from_x, from_h, c, peepholes, step, new, output_rows[t], *late)
-            c = new
+        cell_rows = step_rows(cells)
+        _advance(
+            kernels,
+            (x, weight_ih, weight_hh, bias),
+            (h0, first),
+            peephole_rows(peephole, batch),
+            mask,
+            step_rows(gates) or [None] * steps,
+            [cell_rows[t // span] for t in range(steps)],
+            outputs,
+        )
         if keep:
+            ctx.every, ctx.span = every, span
             # As they lie in memory: hooks may keep values and shape, but not strides.
             gates = gates.movedim(2, -1)
             ctx.save_for_backward(
                 x,
                 weight_ih,
                 weight_hh,
+                bias,
                 h0,
                 c0,
                 peephole,
@@ -140,39 +160,101 @@ class _LSTM(torch.autograd.Function):
         d_h: Tensor | None,
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, h0, c0, peephole, mask, gates, cells, outputs, marker = saved
+        x, weight_ih, weight_hh, bias, h0, c0, peephole, mask, gates, cells, outputs, marker = saved
         kernels = marked(marker)
-        gates = gates.contiguous()
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            gates = gates.clone()  # a kept graph may be walked again
-        gates = gates.movedim(-1, 2)
+        steps, batch, hidden, *size = outputs.shape
+        every = min(ctx.every or steps, steps)
+        kept_rows = step_rows(cells)
+        if ctx.every:
+            gates = empty_maps(x, every, batch, 4 * hidden, *size)
+            cells = empty_maps(cells, every, batch, hidden, *size)
+            again = empty_maps(outputs, every, batch, hidden, *size)
+        else:
+            gates = gates.contiguous()
+            if torch._C._autograd._get_current_graph_task_keep_graph():
+                gates = gates.clone()  # a kept graph may be walked again
+            gates = gates.movedim(-1, 2)
         gate_rows, cell_rows, gate_maps = step_rows(gates), step_rows(cells), gates.unbind(0)
-        peepholes = peephole_rows(peephole, x.shape[1])
+        peepholes = peephole_rows(peephole, batch)
         first = None if c0 is None else rows(c0.to(cells.dtype))
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
         d_c_rows = rows(d_c)
-
-        for t in reversed(range(len(outputs))):
-            if d_cells is not None:
-                d_c += d_cells[t]
-            c = cell_rows[t - 1] if t > 0 else first
-            d_output = None if d_outputs is None else rows(d_outputs[t])
-            kernels.lstm_backward(
-                gate_rows[t], c, cell_rows[t], peepholes, d_output, through, d_c_rows
-            )
-            d_h = None
-            if t > 0 or ctx.needs_input_grad[4]:
-                d_h = apply_mask(same_conv2d_grad_x(gate_maps[t], outputs[0], weight_hh), mask)
-                through = rows(d_h)
-
-        d_x, d_weight_ih, d_bias = input_gradients(ctx, gates, x, weight_ih)
-        d_weight_hh = hidden_weight_gradient(ctx, gates, outputs, h0, mask, weight_hh)
+        gradients = InputGradients(ctx, x, weight_ih, weight_hh, h0, mask, outputs)
         d_peephole = None
-        if ctx.needs_input_grad[6]:
-            d_peephole = _peephole_gradient(gates, cells, c0, peephole)
+
+        for start in reversed(range(0, steps, every)):
+            stop = min(start + every, steps)
+            before = kept_rows[start // ctx.span - 1] if start > 0 else first
+            if ctx.every:
+                _advance(
+                    kernels,
+                    (x[start:stop], weight_ih, weight_hh, bias),
+                    (outputs[start - 1] if start > 0 else h0, before),
+                    peepholes,
+                    mask,
+                    gate_rows,
+                    cell_rows,
+                    again,
+                )
+            for t in reversed(range(start, stop)):
+                if d_cells is not None:
+                    d_c += d_cells[t]
+                here = t - start
+                c = cell_rows[here - 1] if here > 0 else before
+                d_output = None if d_outputs is None else rows(d_outputs[t])
+                kernels.lstm_backward(
+                    gate_rows[here], c, cell_rows[here], peepholes, d_output, through, d_c_rows
+                )
+                d_h = None
+                if t > 0 or ctx.needs_input_grad[4]:
+                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
+                    d_h = apply_mask(d_h, mask)
+                    through = rows(d_h)
+            d_gates = gates[: stop - start]
+            gradients.add(start, d_gates, d_gates)
+            if ctx.needs_input_grad[6]:
+                part = _peephole_gradient(d_gates, before, cells, peephole)
+                d_peephole = plus(d_peephole, part)
+
+        d_x, d_weight_ih, d_weight_hh, d_bias = gradients.results()
         d_c = None if c0 is None else d_c.to(c0.dtype)
-        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, None, None, None
+        d_peephole = None if d_peephole is None else d_peephole.to(peephole.dtype)
+        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, d_c, d_peephole, *[None] * 4
+
+
+def _advance(
+    kernels: ModuleType,
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    state: tuple[Tensor | None, Tensor | None],
+    peepholes: Tensor | None,
+    mask: Tensor | None,
+    gates: Sequence[Tensor | None],
+    cells: Sequence[Tensor],
+    outputs: Tensor,
+) -> None:
+    """The steps forward: writes rows of gates, where wanted, and of cell states, and outputs.
+
+    Args:
+        kernels: What computes the gates.
+        inputs: x (t, B, C, h, w), weight_ih, weight_hh, bias.
+        state: The first h, as maps, and c, as rows.
+        peepholes: As rows.
+        mask: Recurrent dropout.
+        gates: Of each step (N, 4H), or None.
+        cells: Of each step (N, H).
+        outputs: Maps (at least t, B, H, h, w).
+    """
+    x, weight_ih, weight_hh, bias = inputs
+    h, c = state
+    late = (bias,) if kernels.ADDS_BIAS else ()
+    output_rows, maps = step_rows(outputs), outputs.unbind(0)
+    for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, len(weight_hh))):
+        from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+        kernels.lstm_forward(
+            from_x, from_h, c, peepholes, gates[t], cells[t], output_rows[t], *late
+        )
+        h, c = maps[t], cells[t]
 
 
 def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:
@@ -186,16 +268,24 @@ def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:
 
 
 def _peephole_gradient(
-    d_gates: Tensor, cells: Tensor, c0: Tensor | None, peephole: Tensor
+    d_gates: Tensor, before: Tensor | None, cells: Tensor, peephole: Tensor
 ) -> Tensor:
-    """Gradient of the peepholes: those of the gates i and f against the c before, of o the new."""
+    """Gradient of the peepholes: those of the gates i and f against the c before, of o the new.
+
+    Args:
+        d_gates: (t, B, 4H, h, w).
+        before: The cell state before the first step, as rows; None for zero.
+        cells: Those of each step (at least t, B, H, h, w).
+        peephole: The peepholes.
+    """
     gradient = torch.zeros_like(peephole, dtype=cells.dtype)
     shape = peephole.shape[1:]
-    for t in range(len(cells)):  # one step at a time: the product of all would be large
+    c = None if before is None else before.view(cells[0].movedim(1, -1).shape).movedim(-1, 1)
+    for t in range(len(d_gates)):  # one step at a time: the product of all would be large
         i, f, _, o = d_gates[t].chunk(4, dim=1)
-        gradient[2] += (o * cells[t]).sum_to_size(shape)
-        c = cells[t - 1] if t > 0 else c0
         if c is not None:
             gradient[0] += (i * c).sum_to_size(shape)
             gradient[1] += (f * c).sum_to_size(shape)
-    return gradient.to(peephole.dtype)
+        c = cells[t]
+        gradient[2] += (o * c).sum_to_size(shape)
+    return gradient

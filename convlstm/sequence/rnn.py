@@ -9,6 +9,7 @@ from convlstm.cells.rnn import rnn_gates
 from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.sequence.common import (
+    InputGradients,
     Saved,
     apply_mask,
     as_it_is,
@@ -16,9 +17,7 @@ from convlstm.sequence.common import (
     channels_last,
     empty_maps,
     first_derivative_only,
-    hidden_weight_gradient,
     input_gates,
-    input_gradients,
     rows,
     step_rows,
 )
@@ -33,6 +32,7 @@ def rnn_sequence(
     h: Tensor | None = None,
     *,
     mask: Tensor | None = None,
+    checkpoint_every: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Runs the ConvRNN (see `convlstm.cells`) over T steps.
 
@@ -43,6 +43,8 @@ def rnn_sequence(
         bias: (H,) or None.
         h: First hidden state (B, H, h, w); zero if None.
         mask: Recurrent dropout (B, H, 1, 1), multiplied onto h before each hidden convolution.
+        checkpoint_every: Length in steps of the segments of which the backward pass holds the
+            gradients at a time; 0 for all. (The outputs are all that it needs to be kept.)
 
     Returns:
         All hidden states (T, B, H, h, w) and the last one.
@@ -51,7 +53,7 @@ def rnn_sequence(
     if torch.compiler.is_exporting():
         return hidden_state_steps(rnn_gates, x, weight_ih, weight_hh, bias, h, mask)
     with as_it_is(x):
-        outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask)
+        outputs, last = _RNN.apply(x, weight_ih, weight_hh, bias, h, mask, checkpoint_every)
     return outputs, last
 
 
@@ -67,6 +69,7 @@ class _RNN(torch.autograd.Function):
         bias: Tensor | None,
         h0: Tensor | None,
         mask: Tensor | None,
+        every: int,
     ) -> tuple[Tensor, Tensor]:
         weight_hh = channels_last(weight_hh)
         steps, batch, _, *size = x.shape
@@ -82,6 +85,7 @@ class _RNN(torch.autograd.Function):
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
             h = maps[t]
             kernels.rnn_forward(from_x, from_h, output_rows[t], *late)
+        ctx.every = every or steps
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -93,17 +97,23 @@ class _RNN(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, h0, mask, outputs, marker = saved
         kernels = marked(marker)
-        d_gates = empty_maps(outputs, *outputs.shape)
+        steps, *shape = outputs.shape
+        every = min(ctx.every, steps)
+        d_gates = empty_maps(outputs, every, *shape)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         gate_maps = d_gates.unbind(0)
         through = None if d_h is None else rows(d_h)
-        for t in reversed(range(len(outputs))):
-            d_output = None if d_outputs is None else rows(d_outputs[t])
-            kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t])
-            d_h = None
-            if t > 0 or ctx.needs_input_grad[4]:
-                d_h = apply_mask(same_conv2d_grad_x(gate_maps[t], outputs[0], weight_hh), mask)
-                through = rows(d_h)
-        d_x, d_weight_ih, d_bias = input_gradients(ctx, d_gates, x, weight_ih)
-        d_weight_hh = hidden_weight_gradient(ctx, d_gates, outputs, h0, mask, weight_hh)
-        return d_x, d_weight_ih, d_weight_hh, d_bias, d_h, None
+        gradients = InputGradients(ctx, x, weight_ih, weight_hh, h0, mask, outputs)
+        for start in reversed(range(0, steps, every)):
+            stop = min(start + every, steps)
+            for t in reversed(range(start, stop)):
+                here = t - start
+                d_output = None if d_outputs is None else rows(d_outputs[t])
+                kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[here])
+                d_h = None
+                if t > 0 or ctx.needs_input_grad[4]:
+                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
+                    d_h = apply_mask(d_h, mask)
+                    through = rows(d_h)
+            gradients.add(start, d_gates[: stop - start], d_gates[: stop - start])
+        return *gradients.results(), d_h, None, None
