@@ -3,7 +3,8 @@
     python benchmarks/layer.py --threads 2
 
 In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
-a training step (forward, and backward from a given gradient). Columns: this project; on CUDA the
+a training step (forward, and backward from a given gradient). Columns: this project, on a CPU with
+gates in PyTorch; the same with gates in C++, where `convlstm build` has compiled them; on CUDA the
 same passes as one CUDA graph; this project with `checkpoint_every` 5; a textbook cell (concatenate,
 convolve, split; autograd, channels first); the same with channels last; Keras on PyTorch, where it
 is installed (`pip install keras`); the floor: the same convolutions alone, the input's in one call
@@ -21,7 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,9 +32,11 @@ from torch import Tensor, nn
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.allocator import keep_freed_memory
+from convlstm.kernels import choose, native, use_backend
 
-OURS, GRAPH, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
+OURS, NATIVE, GRAPH, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
     "this project",
+    "gates in C++",
     "one CUDA graph",
     "checkpoint_every",
     "textbook",
@@ -256,7 +259,10 @@ def passes(
     x = torch.randn(shape, device=device)
 
     def run() -> Tensor:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        gates = nullcontext()
+        if device == "cpu":
+            gates = use_backend("native" if column == NATIVE else "plain")
+        with gates, torch.autocast(device, dtype, enabled=dtype != torch.float32):
             output = network(x)
         return output[0] if isinstance(output, tuple) else output
 
@@ -358,8 +364,9 @@ def columns(case: Case, device: str) -> list[str]:
     missing = set()
     if case.cell != "lstm" or not importlib.util.find_spec("keras"):
         missing.add(KERAS)
-    if device != "cuda":
-        missing.add(GRAPH)
+    missing.add(NATIVE if device == "cuda" else GRAPH)
+    if choose(torch.zeros(1)) is not native:
+        missing.add(NATIVE)
     return [name for name in COLUMNS if name not in missing]
 
 

@@ -45,12 +45,11 @@ def build() -> Path:
     torch_folder = Path(torch.__file__).parent
     headers = torch_folder / "include"
     includes = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
-    defines = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
     options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *FLAGS[capability]]
     with tempfile.TemporaryDirectory() as folder, replacing(target) as whole:
         compiled = Path(folder, "native.o")
         source = ["-c", str(native.SOURCE), "-o", str(compiled)]
-        _run(compiler, *options, *defines, *includes, *source)
+        _run(compiler, *options, *includes, *source)
         # Linked without OpenMP: it is PyTorch's own, with the threads that PyTorch has.
         linked = ["-shared", str(compiled), "-o", str(whole)]
         _run(compiler, *linked, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10")

@@ -5,10 +5,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/cpu/vec/vec.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
 #include <optional>
 #include <type_traits>
 
@@ -17,11 +19,20 @@ namespace {
 using at::BFloat16;
 using at::Tensor;
 using Rows = const std::optional<Tensor>&;
-using Values = at::vec::Vectorized<float>;
 
-constexpr int64_t WIDTH = Values::size();
+#ifdef __AVX512F__
+constexpr int64_t WIDTH = 16;
+#else
+constexpr int64_t WIDTH = 8;
+#endif
 constexpr int64_t GRAIN = 4096;  // values of one gate that are worth a thread
 using Whole = std::integral_constant<int64_t, WIDTH>;
+
+// Vectors as GCC and Clang have them: operators work value by value. What takes them is inlined, or they
+// would go through memory.
+typedef float Values __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
 
 template <typename T>
 const T* read(Rows rows) {
@@ -34,33 +45,54 @@ T* write(Rows rows) {
 }
 
 template <typename T, typename Count>
-Values load(const T* from, int64_t at, Count count) {
-  if (from == nullptr) return Values(0);
+[[gnu::always_inline]] inline Values load(const T* from, int64_t at, Count count) {
+  if (from == nullptr) return Values{};
   if constexpr (std::is_same_v<T, float>) {
-    return Values::loadu(from + at, count);
-  } else if constexpr (std::is_same_v<Count, Whole>) {
-    Values values;
-    at::vec::load_fp32_from_bf16(from + at, values);
+    Values values{};
+    std::memcpy(&values, from + at, 4 * count);
     return values;
   } else {
-    const auto narrow = at::vec::Vectorized<BFloat16>::loadu(from + at, count);
-    return std::get<0>(at::vec::convert_bfloat16_float(narrow));
+    Halves halves{};
+    std::memcpy(&halves, from + at, 2 * count);
+    return std::bit_cast<Values>(__builtin_convertvector(halves, Bits) << 16);
   }
 }
 
 template <typename T, typename Count>
-void store(T* to, int64_t at, Values values, Count count) {
+[[gnu::always_inline]] inline void store(T* to, int64_t at, Values values, Count count) {
   if (to == nullptr) return;
   if constexpr (std::is_same_v<T, float>) {
-    values.store(to + at, count);
+    std::memcpy(to + at, &values, 4 * count);
   } else {
-    at::vec::convert_float_bfloat16(values, values).store(to + at, count);
+    // Rounded to the nearest, of two to the even one; NaN stays NaN.
+    const Bits bits = std::bit_cast<Bits>(values);
+    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits kept = values == values ? rounded : Bits{} + 0x7fc0;
+    const Halves halves = __builtin_convertvector(kept, Halves);
+    std::memcpy(static_cast<void*>(to + at), &halves, 2 * count);
   }
 }
 
-Values sigmoid(Values x) { return Values(1) / (Values(1) + x.neg().exp()); }
+// e^x, right to 2e-7 of it, from e^-87 to e^87.
+[[gnu::always_inline]] inline Values exponential(Values x) {
+  constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
+  x = x > 87.0f ? Values{} + 87.0f : x;
+  x = x < -87.0f ? Values{} - 87.0f : x;
+  const Values shifted = x * 0x1.715476p0f + SHIFT;  // x / ln 2
+  const Values whole = shifted - SHIFT;
+  const Values rest = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;  // ln 2 in two parts
+  // 1 + x + ..., of the least relative error between ±ln 2 / 2
+  Values power = 0x1.106284p-7f * rest + 0x1.5729fp-5f;
+  power = power * rest + 0x1.5557aep-3f;
+  power = power * rest + 0x1.fffdfcp-2f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
+  return power * std::bit_cast<Values>((std::bit_cast<Bits>(shifted) + 127) << 23);
+}
 
-Values tanh(Values x) { return Values(2) / (Values(1) + (x * Values(-2)).exp()) - Values(1); }
+inline Values sigmoid(Values x) { return 1.0f / (1.0f + exponential(-x)); }
+
+inline Values tanh(Values x) { return 2.0f / (1.0f + exponential(-2.0f * x)) - 1.0f; }
 
 // Calls body(row, channel, count) for all values of (count, hidden), by vectors.
 template <typename Body>
@@ -146,7 +178,7 @@ void lstm_backward(const Tensor& gates, Rows c, const Tensor& fresh, Rows peepho
     const int64_t H = fresh.size(1);
     each(fresh, [=](int64_t row, int64_t channel, auto n) {
       const int64_t at = row * H + channel, first = row * 4 * H + channel;
-      const Values one(1);
+      const float one = 1;
       const Values i = load(kept, first, n), f = load(kept, first + H, n);
       const Values g = load(kept, first + 2 * H, n), o = load(kept, first + 3 * H, n);
       const Values out = tanh(load(cells, at, n));
@@ -201,7 +233,7 @@ void gru_backward(const Tensor& gates, const Tensor& candidate, Rows h, Rows d_o
     const int64_t H = d_h.size(1);
     each(d_h, [=](int64_t row, int64_t channel, auto n) {
       const int64_t at = row * H + channel, first = row * 3 * H + channel;
-      const Values one(1);
+      const float one = 1;
       const Values r = load(kept, first, n), z = load(kept, first + H, n);
       const Values new_gate = load(kept, first + 2 * H, n);
       const Values d_new = load(after, at, n) + load(through, at, n) + load(d_old, at, n);
@@ -242,7 +274,7 @@ void rnn_backward(const Tensor& h, Rows d_output, Rows d_through, const Tensor& 
       const int64_t at = row * H + channel;
       const Values value = load(out, at, n);
       const Values d_h = load(after, at, n) + load(through, at, n);
-      store(d_sum, at, d_h * (Values(1) - value * value), n);
+      store(d_sum, at, d_h * (1.0f - value * value), n);
     });
   });
 }
