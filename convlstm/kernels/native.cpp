@@ -8,73 +8,61 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 namespace {
 
 using at::BFloat16;
 using at::Tensor;
-using Rows = const std::optional<Tensor>&;
+using Maybe = const std::optional<Tensor>&;
 
 #ifdef __AVX512F__
 constexpr int64_t WIDTH = 16;
 #else
 constexpr int64_t WIDTH = 8;
 #endif
+#define INLINE __attribute__((always_inline))  // or vectors go through memory
 constexpr int64_t GRAIN = 4096;  // values of one gate that are worth a thread
 using Whole = std::integral_constant<int64_t, WIDTH>;
 
-// Vectors as GCC and Clang have them: operators work value by value. What takes them is inlined, or they
-// would go through memory.
+// Vectors as GCC and Clang have them: operators work value by value.
 typedef float Values __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
 
-template <typename T>
-const T* read(Rows rows) {
-  return rows.has_value() ? rows->const_data_ptr<T>() : nullptr;
-}
-
-template <typename T>
-T* write(Rows rows) {
-  return rows.has_value() ? rows->mutable_data_ptr<T>() : nullptr;
-}
-
 template <typename T, typename Count>
-[[gnu::always_inline]] inline Values load(const T* from, int64_t at, Count count) {
-  if (from == nullptr) return Values{};
+INLINE inline Values load(const T* from, Count count) {
   if constexpr (std::is_same_v<T, float>) {
     Values values{};
-    std::memcpy(&values, from + at, 4 * count);
+    std::memcpy(&values, from, 4 * count);
     return values;
   } else {
     Halves halves{};
-    std::memcpy(&halves, from + at, 2 * count);
-    return std::bit_cast<Values>(__builtin_convertvector(halves, Bits) << 16);
+    std::memcpy(&halves, from, 2 * count);
+    return reinterpret_cast<Values>(__builtin_convertvector(halves, Bits) << 16);
   }
 }
 
 template <typename T, typename Count>
-[[gnu::always_inline]] inline void store(T* to, int64_t at, Values values, Count count) {
-  if (to == nullptr) return;
+INLINE inline void store(T* to, Values values, Count count) {
   if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to + at, &values, 4 * count);
+    std::memcpy(to, &values, 4 * count);
   } else {
     // Rounded to the nearest, of two to the even one; NaN stays NaN.
-    const Bits bits = std::bit_cast<Bits>(values);
+    const Bits bits = reinterpret_cast<Bits>(values);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Bits kept = values == values ? rounded : Bits{} + 0x7fc0;
     const Halves halves = __builtin_convertvector(kept, Halves);
-    std::memcpy(static_cast<void*>(to + at), &halves, 2 * count);
+    std::memcpy(static_cast<void*>(to), &halves, 2 * count);
   }
 }
 
 // e^x, right to 2e-7 of it, from e^-87 to e^87.
-[[gnu::always_inline]] inline Values exponential(Values x) {
+INLINE inline Values exponential(Values x) {
   constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
   x = x > 87.0f ? Values{} + 87.0f : x;
   x = x < -87.0f ? Values{} - 87.0f : x;
@@ -87,25 +75,62 @@ template <typename T, typename Count>
   power = power * rest + 0x1.fffdfcp-2f;
   power = power * rest + 1.0f;
   power = power * rest + 1.0f;
-  return power * std::bit_cast<Values>((std::bit_cast<Bits>(shifted) + 127) << 23);
+  return power * reinterpret_cast<Values>((reinterpret_cast<Bits>(shifted) + 127) << 23);
 }
 
-inline Values sigmoid(Values x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE inline Values sigmoid(Values x) { return 1.0f / (1.0f + exponential(-x)); }
 
-inline Values tanh(Values x) { return 2.0f / (1.0f + exponential(-2.0f * x)) - 1.0f; }
+INLINE inline Values tanh(Values x) { return 2.0f / (1.0f + exponential(-2.0f * x)) - 1.0f; }
 
-// Calls body(row, channel, count) for all values of (count, hidden), by vectors.
+// Rows to read. Without a tensor they are zeros, the same for all.
+template <typename T>
+class Source {
+ public:
+  Source(Maybe rows, int64_t width)
+      : zeros_(rows.has_value() ? 0 : width, T(0.0f)),
+        from_(rows.has_value() ? rows->const_data_ptr<T>() : zeros_.data()),
+        stride_(rows.has_value() ? width : 0) {}
+
+  const T* operator[](int64_t row) const { return from_ + row * stride_; }
+
+ private:
+  std::vector<T> zeros_;
+  const T* from_;
+  int64_t stride_;
+};
+
+// Peepholes (3, 1, H), the same for all rows, or (3, N, H).
+class Peepholes {
+ public:
+  Peepholes(Maybe peephole, int64_t hidden)
+      : zeros_(peephole.has_value() ? 0 : hidden),
+        from_(peephole.has_value() ? peephole->const_data_ptr<float>() : zeros_.data()),
+        row_(peephole.has_value() && peephole->size(1) > 1 ? hidden : 0),
+        gate_(peephole.has_value() ? peephole->size(1) * hidden : 0) {}
+
+  const float* of(int64_t gate, int64_t row) const { return from_ + gate * gate_ + row * row_; }
+
+ private:
+  std::vector<float> zeros_;
+  const float* from_;
+  int64_t row_, gate_;  // strides
+};
+
+// Calls body(row) for all rows of (N, H), on several threads.
 template <typename Body>
-void each(const Tensor& like, Body body) {
-  const int64_t hidden = like.size(1);
-  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, hidden));
+void each_row(const Tensor& like, Body body) {
+  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, like.size(1)));
   at::parallel_for(0, like.size(0), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      int64_t channel = 0;
-      for (; channel + WIDTH <= hidden; channel += WIDTH) body(row, channel, Whole());
-      if (channel < hidden) body(row, channel, hidden - channel);
-    }
+    for (int64_t row = begin; row < end; ++row) body(row);
   });
+}
+
+// Calls body(k, count) for the channels of a row, a vector at a time from channel k on.
+template <typename Body>
+INLINE inline void by_vectors(int64_t hidden, Body body) {
+  int64_t k = 0;
+  for (; k + WIDTH <= hidden; k += WIDTH) body(k, Whole());
+  if (k < hidden) body(k, hidden - k);
 }
 
 // Calls body(T()) with the type of the values.
@@ -118,163 +143,190 @@ void typed(const Tensor& like, Body body) {
   }
 }
 
-// Peepholes (3, 1, H), or (3, N, H): of each row.
-struct Peepholes {
-  explicit Peepholes(Rows peephole)
-      : from(read<float>(peephole)),
-        row(from != nullptr && peephole->size(1) > 1 ? peephole->size(2) : 0),
-        gate(from != nullptr ? peephole->size(1) * peephole->size(2) : 0) {}
-
-  template <typename Count>
-  Values of(int64_t which, int64_t at_row, int64_t channel, Count count) const {
-    return load(from, which * gate + at_row * row + channel, count);
+// Calls body(std::true_type()) or body(std::false_type()).
+template <typename Body>
+void either(bool which, Body body) {
+  if (which) {
+    body(std::true_type());
+  } else {
+    body(std::false_type());
   }
+}
 
-  const float* from;
-  int64_t row, gate;  // strides
-};
-
-void lstm_forward(const Tensor& from_x, Rows from_h, Rows c, Rows peephole, Rows gates,
+void lstm_forward(const Tensor& from_x, Maybe from_h, Maybe c, Maybe peephole, Maybe gates,
                   const Tensor& fresh, const Tensor& h) {
-  typed(h, [&](auto zero) {
+  const int64_t H = fresh.size(1);
+  const Source<float> old(c, H);
+  const Peepholes peep(peephole, H);
+  float* cells = fresh.mutable_data_ptr<float>();
+  const auto run = [&](auto zero, auto keep) {
     using T = decltype(zero);
-    const auto *x = read<T>(from_x), *hidden = read<T>(from_h);
-    const auto* old = read<float>(c);
-    auto* kept = write<T>(gates);
-    auto* cells = write<float>(fresh);
-    auto* out = write<T>(h);
-    const Peepholes peep(peephole);
-    const int64_t H = fresh.size(1);
-    each(fresh, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel, first = row * 4 * H + channel;
-      const auto sum = [&](int64_t gate) {
-        return load(x, first + gate * H, n) + load(hidden, first + gate * H, n);
-      };
-      const Values before = load(old, at, n);
-      const Values i = sigmoid(sum(0) + peep.of(0, row, channel, n) * before);
-      const Values f = sigmoid(sum(1) + peep.of(1, row, channel, n) * before);
-      const Values g = tanh(sum(2));
-      const Values cell = f * before + i * g;
-      const Values o = sigmoid(sum(3) + peep.of(2, row, channel, n) * cell);
-      store(kept, first, i, n);
-      store(kept, first + H, f, n);
-      store(kept, first + 2 * H, g, n);
-      store(kept, first + 3 * H, o, n);
-      store(cells, at, cell, n);
-      store(out, at, o * tanh(cell), n);
+    const Source<T> x(from_x, 4 * H), hidden(from_h, 4 * H);
+    T* kept = keep ? gates->mutable_data_ptr<T>() : nullptr;
+    T* out = h.mutable_data_ptr<T>();
+    each_row(fresh, [&](int64_t row) {
+      const T *from_x = x[row], *from_h = hidden[row];
+      const float *before = old[row], *peep_i = peep.of(0, row);
+      const float *peep_f = peep.of(1, row), *peep_o = peep.of(2, row);
+      T *gate = kept + row * 4 * H, *h_new = out + row * H;
+      float* c_new = cells + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        const auto sum = [&](int64_t at) INLINE { return load(from_x + at, n) + load(from_h + at, n); };
+        const Values past = load(before + k, n);
+        const Values i = sigmoid(sum(k) + load(peep_i + k, n) * past);
+        const Values f = sigmoid(sum(H + k) + load(peep_f + k, n) * past);
+        const Values g = tanh(sum(2 * H + k));
+        const Values cell = f * past + i * g;
+        const Values o = sigmoid(sum(3 * H + k) + load(peep_o + k, n) * cell);
+        if constexpr (keep) {
+          store(gate + k, i, n);
+          store(gate + H + k, f, n);
+          store(gate + 2 * H + k, g, n);
+          store(gate + 3 * H + k, o, n);
+        }
+        store(c_new + k, cell, n);
+        store(h_new + k, o * tanh(cell), n);
+      });
     });
+  };
+  typed(h, [&](auto zero) {
+    either(gates.has_value(), [&](auto keep) { run(zero, keep); });
   });
 }
 
-void lstm_backward(const Tensor& gates, Rows c, const Tensor& fresh, Rows peephole, Rows d_output,
-                   Rows d_through, const Tensor& d_c) {
+void lstm_backward(const Tensor& gates, Maybe c, const Tensor& fresh, Maybe peephole,
+                   Maybe d_output, Maybe d_through, const Tensor& d_c) {
+  const int64_t H = fresh.size(1);
+  const Source<float> old(c, H), cells(fresh, H);
+  const Peepholes peep(peephole, H);
+  float* d_cells = d_c.mutable_data_ptr<float>();
   typed(gates, [&](auto zero) {
     using T = decltype(zero);
-    auto* kept = write<T>(gates);
-    const auto *old = read<float>(c), *cells = read<float>(fresh);
-    const auto *after = read<T>(d_output), *through = read<T>(d_through);
-    auto* d_cells = write<float>(d_c);
-    const Peepholes peep(peephole);
-    const int64_t H = fresh.size(1);
-    each(fresh, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel, first = row * 4 * H + channel;
-      const float one = 1;
-      const Values i = load(kept, first, n), f = load(kept, first + H, n);
-      const Values g = load(kept, first + 2 * H, n), o = load(kept, first + 3 * H, n);
-      const Values out = tanh(load(cells, at, n));
-      const Values d_h = load(after, at, n) + load(through, at, n);
-      const Values d_o = d_h * out * o * (one - o);
-      const Values d_new = d_h * o * (one - out * out) + load(d_cells, at, n) +
-          d_o * peep.of(2, row, channel, n);
-      const Values d_i = d_new * g * i * (one - i);
-      const Values d_f = d_new * load(old, at, n) * f * (one - f);
-      const Values past =
-          d_i * peep.of(0, row, channel, n) + d_f * peep.of(1, row, channel, n);
-      store(kept, first, d_i, n);
-      store(kept, first + H, d_f, n);
-      store(kept, first + 2 * H, d_new * i * (one - g * g), n);
-      store(kept, first + 3 * H, d_o, n);
-      store(d_cells, at, d_new * f + past, n);
+    const Source<T> after(d_output, H), through(d_through, H);
+    T* kept = gates.mutable_data_ptr<T>();
+    each_row(fresh, [&](int64_t row) {
+      const T *from_output = after[row], *from_next = through[row];
+      const float *before = old[row], *c_new = cells[row], *peep_i = peep.of(0, row);
+      const float *peep_f = peep.of(1, row), *peep_o = peep.of(2, row);
+      T* gate = kept + row * 4 * H;
+      float* d_cell = d_cells + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        const Values i = load(gate + k, n), f = load(gate + H + k, n);
+        const Values g = load(gate + 2 * H + k, n), o = load(gate + 3 * H + k, n);
+        const Values out = tanh(load(c_new + k, n));
+        const Values d_h = load(from_output + k, n) + load(from_next + k, n);
+        const Values d_o = d_h * out * o * (1.0f - o);
+        const Values d_new = d_h * o * (1.0f - out * out) + load(d_cell + k, n) +
+            d_o * load(peep_o + k, n);
+        const Values d_i = d_new * g * i * (1.0f - i);
+        const Values d_f = d_new * load(before + k, n) * f * (1.0f - f);
+        store(gate + k, d_i, n);
+        store(gate + H + k, d_f, n);
+        store(gate + 2 * H + k, d_new * i * (1.0f - g * g), n);
+        store(gate + 3 * H + k, d_o, n);
+        const Values past = d_i * load(peep_i + k, n) + d_f * load(peep_f + k, n);
+        store(d_cell + k, d_new * f + past, n);
+      });
     });
   });
 }
 
-void gru_forward(const Tensor& from_x, Rows from_h, Rows bias, Rows h, Rows gates, Rows candidate,
-                 const Tensor& fresh) {
+void gru_forward(const Tensor& from_x, Maybe from_h, Maybe bias, Maybe h, Maybe gates,
+                 Maybe candidate, const Tensor& fresh) {
+  const int64_t H = fresh.size(1);
+  const auto run = [&](auto zero, auto keep) {
+    using T = decltype(zero);
+    const Source<T> x(from_x, 3 * H), hidden(from_h, 3 * H), old(h, H), biases(bias, H);
+    T* kept = keep ? gates->mutable_data_ptr<T>() : nullptr;
+    T* multiplied = keep ? candidate->mutable_data_ptr<T>() : nullptr;
+    T* out = fresh.mutable_data_ptr<T>();
+    each_row(fresh, [&](int64_t row) {
+      const T *from_x = x[row], *from_h = hidden[row], *before = old[row], *added = biases[0];
+      T *gate = kept + row * 3 * H, *q_kept = multiplied + row * H, *h_new = out + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        const auto sum = [&](int64_t at) INLINE { return load(from_x + at, n) + load(from_h + at, n); };
+        const Values r = sigmoid(sum(k));
+        const Values z = sigmoid(sum(H + k));
+        const Values q = load(from_h + 2 * H + k, n) + load(added + k, n);
+        const Values new_gate = tanh(load(from_x + 2 * H + k, n) + r * q);
+        if constexpr (keep) {
+          store(gate + k, r, n);
+          store(gate + H + k, z, n);
+          store(gate + 2 * H + k, new_gate, n);
+          store(q_kept + k, q, n);
+        }
+        store(h_new + k, new_gate + z * (load(before + k, n) - new_gate), n);
+      });
+    });
+  };
   typed(fresh, [&](auto zero) {
-    using T = decltype(zero);
-    const auto *x = read<T>(from_x), *hidden = read<T>(from_h), *old = read<T>(h);
-    const auto* added = read<T>(bias);
-    auto *kept = write<T>(gates), *multiplied = write<T>(candidate), *out = write<T>(fresh);
-    const int64_t H = fresh.size(1);
-    each(fresh, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel, first = row * 3 * H + channel;
-      const Values r = sigmoid(load(x, first, n) + load(hidden, first, n));
-      const Values z = sigmoid(load(x, first + H, n) + load(hidden, first + H, n));
-      const Values q = load(hidden, first + 2 * H, n) + load(added, channel, n);
-      const Values new_gate = tanh(load(x, first + 2 * H, n) + r * q);
-      store(kept, first, r, n);
-      store(kept, first + H, z, n);
-      store(kept, first + 2 * H, new_gate, n);
-      store(multiplied, at, q, n);
-      store(out, at, new_gate + z * (load(old, at, n) - new_gate), n);
-    });
+    either(gates.has_value(), [&](auto keep) { run(zero, keep); });
   });
 }
 
-void gru_backward(const Tensor& gates, const Tensor& candidate, Rows h, Rows d_output,
-                  Rows d_through, const Tensor& d_h, const Tensor& d_hidden) {
+void gru_backward(const Tensor& gates, const Tensor& candidate, Maybe h, Maybe d_output,
+                  Maybe d_through, const Tensor& d_h, const Tensor& d_hidden) {
+  const int64_t H = d_h.size(1);
+  float* d_old = d_h.mutable_data_ptr<float>();
   typed(gates, [&](auto zero) {
     using T = decltype(zero);
-    auto *kept = write<T>(gates), *d_from_h = write<T>(d_hidden);
-    const auto *multiplied = read<T>(candidate), *old = read<T>(h);
-    const auto *after = read<T>(d_output), *through = read<T>(d_through);
-    auto* d_old = write<float>(d_h);
-    const int64_t H = d_h.size(1);
-    each(d_h, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel, first = row * 3 * H + channel;
-      const float one = 1;
-      const Values r = load(kept, first, n), z = load(kept, first + H, n);
-      const Values new_gate = load(kept, first + 2 * H, n);
-      const Values d_new = load(after, at, n) + load(through, at, n) + load(d_old, at, n);
-      const Values d_z = d_new * (load(old, at, n) - new_gate) * z * (one - z);
-      const Values d_n = d_new * (one - z) * (one - new_gate * new_gate);
-      const Values d_r = d_n * load(multiplied, at, n) * r * (one - r);
-      store(kept, first, d_r, n);
-      store(kept, first + H, d_z, n);
-      store(kept, first + 2 * H, d_n, n);
-      store(d_from_h, first, d_r, n);
-      store(d_from_h, first + H, d_z, n);
-      store(d_from_h, first + 2 * H, d_n * r, n);
-      store(d_old, at, d_new * z, n);
+    const Source<T> old(h, H), after(d_output, H), through(d_through, H), multiplied(candidate, H);
+    T *kept = gates.mutable_data_ptr<T>(), *d_from_h = d_hidden.mutable_data_ptr<T>();
+    each_row(d_h, [&](int64_t row) {
+      const T *from_output = after[row], *from_next = through[row];
+      const T *before = old[row], *q = multiplied[row];
+      T *gate = kept + row * 3 * H, *d_gate = d_from_h + row * 3 * H;
+      float* d_before = d_old + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        const Values r = load(gate + k, n), z = load(gate + H + k, n);
+        const Values new_gate = load(gate + 2 * H + k, n);
+        const Values d_new =
+            load(from_output + k, n) + load(from_next + k, n) + load(d_before + k, n);
+        const Values d_z = d_new * (load(before + k, n) - new_gate) * z * (1.0f - z);
+        const Values d_n = d_new * (1.0f - z) * (1.0f - new_gate * new_gate);
+        const Values d_r = d_n * load(q + k, n) * r * (1.0f - r);
+        store(gate + k, d_r, n);
+        store(gate + H + k, d_z, n);
+        store(gate + 2 * H + k, d_n, n);
+        store(d_gate + k, d_r, n);
+        store(d_gate + H + k, d_z, n);
+        store(d_gate + 2 * H + k, d_n * r, n);
+        store(d_before + k, d_new * z, n);
+      });
     });
   });
 }
 
-void rnn_forward(const Tensor& from_x, Rows from_h, const Tensor& h) {
+void rnn_forward(const Tensor& from_x, Maybe from_h, const Tensor& h) {
+  const int64_t H = h.size(1);
   typed(h, [&](auto zero) {
     using T = decltype(zero);
-    const auto *x = read<T>(from_x), *hidden = read<T>(from_h);
-    auto* out = write<T>(h);
-    const int64_t H = h.size(1);
-    each(h, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel;
-      store(out, at, tanh(load(x, at, n) + load(hidden, at, n)), n);
+    const Source<T> x(from_x, H), hidden(from_h, H);
+    T* out = h.mutable_data_ptr<T>();
+    each_row(h, [&](int64_t row) {
+      const T *from_x = x[row], *from_h = hidden[row];
+      T* h_new = out + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        store(h_new + k, tanh(load(from_x + k, n) + load(from_h + k, n)), n);
+      });
     });
   });
 }
 
-void rnn_backward(const Tensor& h, Rows d_output, Rows d_through, const Tensor& d_gates) {
+void rnn_backward(const Tensor& h, Maybe d_output, Maybe d_through, const Tensor& d_gates) {
+  const int64_t H = h.size(1);
   typed(h, [&](auto zero) {
     using T = decltype(zero);
-    const auto *out = read<T>(h), *after = read<T>(d_output), *through = read<T>(d_through);
-    auto* d_sum = write<T>(d_gates);
-    const int64_t H = h.size(1);
-    each(h, [=](int64_t row, int64_t channel, auto n) {
-      const int64_t at = row * H + channel;
-      const Values value = load(out, at, n);
-      const Values d_h = load(after, at, n) + load(through, at, n);
-      store(d_sum, at, d_h * (1.0f - value * value), n);
+    const Source<T> output(h, H), after(d_output, H), through(d_through, H);
+    T* d_sums = d_gates.mutable_data_ptr<T>();
+    each_row(h, [&](int64_t row) {
+      const T *h_new = output[row], *from_output = after[row], *from_next = through[row];
+      T* d_sum = d_sums + row * H;
+      by_vectors(H, [&](int64_t k, auto n) INLINE {
+        const Values value = load(h_new + k, n);
+        const Values d_h = load(from_output + k, n) + load(from_next + k, n);
+        store(d_sum + k, d_h * (1.0f - value * value), n);
+      });
     });
   });
 }
