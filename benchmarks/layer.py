@@ -12,6 +12,7 @@ over all steps, channels last, in the same precision. On a CPU peak memory is th
 largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is
 the allocator's peak. With one thread times are the processor's, which hardly depend on what else
 the machine does; with more, run it on an idle machine: threads that wait for each other lose most.
+On a machine that others use, too, `--fastest` compares the fastest turns, which they slow least.
 """
 
 import argparse
@@ -370,8 +371,15 @@ def columns(case: Case, device: str) -> list[str]:
     return [name for name in COLUMNS if name not in missing]
 
 
-def table(case: Case, precisions: list[str], repeats: int, device: str, threads: int) -> None:
-    """Measures a case and prints it, ratios first."""
+def table(
+    case: Case,
+    precisions: list[str],
+    repeats: int,
+    device: str,
+    threads: int,
+    fastest: bool = False,
+) -> None:
+    """Measures a case and prints it, ratios first; of medians, or of the fastest turns."""
     head = [
         *("", "precision", "training, × textbook", "training, of the floor"),
         *("forward, × textbook", "forward, of the floor"),
@@ -384,6 +392,8 @@ def table(case: Case, precisions: list[str], repeats: int, device: str, threads:
         pairs = {name: passes(case, name, precision, device) for name in names}
         forward = take_turns({name: pair[0] for name, pair in pairs.items()}, repeats, device)
         train = take_turns({name: pair[1] for name, pair in pairs.items()}, repeats, device)
+        if fastest:
+            forward, train = ({n: [min(v)] for n, v in t.items()} for t in (forward, train))
         del pairs
         peaks = {
             name: peak_memory(case, name, precision, device, threads)
@@ -432,6 +442,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--fastest", action="store_true", help="of each its fastest turn, instead of medians"
+    )
     parser.add_argument("--steps", type=int, help="instead of 20")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal of a second")
     args = parser.parse_args()
@@ -443,7 +456,8 @@ def main() -> None:
             case = replace(TINY, cell=case.cell) if args.tiny else case
             case = replace(case, steps=args.steps or case.steps)
             print(f"\n({letter}) {case}\n")
-            table(case, args.precisions, args.repeats, args.device, args.threads)
+            of = args.precisions, args.repeats, args.device, args.threads, args.fastest
+            table(case, *of)
 
 
 if __name__ == "__main__":

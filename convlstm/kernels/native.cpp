@@ -29,7 +29,7 @@ constexpr int64_t WIDTH = 8;
 constexpr int64_t GRAIN = 4096;  // values of one gate that are worth a thread
 using Whole = std::integral_constant<int64_t, WIDTH>;
 
-// Vectors as GCC and Clang have them: operators work value by value.
+// Vectors as GCC has them: operators work value by value.
 typedef float Values __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
