@@ -585,7 +585,7 @@ def test_segments_computed_again_are_the_same_under_autocast(kind):
         torch.testing.assert_close(a, b, rtol=0, atol=2**-7 * max(1, b.abs().max().item()))
 
 
-def kept(layer, x):
+def kept(layer, x, lengths=None):
     """Values that the graph of a forward pass keeps."""
     sizes = []
 
@@ -594,22 +594,38 @@ def kept(layer, x):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        layer(x)
+        layer(x, lengths=lengths)
     return sum(sizes)
 
 
-@pytest.mark.parametrize(("kind", "cells"), [(ConvLSTM, 3), (ConvGRU, 0), (ConvRNN, 0)])
-def test_of_a_segment_no_gates_are_kept_and_of_the_cells_the_last(kind, cells):
+@pytest.mark.parametrize(("kind", "parts"), [(ConvLSTM, 2), (ConvGRU, 1)])
+@pytest.mark.parametrize("lengths", [None, [9, 7]])
+def test_of_a_segment_only_the_states_that_it_begins_with_are_kept(kind, parts, lengths):
     layer = kind(2, 8, checkpoint_every=3).double()
     x = sequence(t=9)
     maps = 8 * x[:, 0, 0].numel()
     others = x.numel() + sum(parameter.numel() for parameter in layer.parameters())
     marker = 1
-    assert kept(layer, x) <= (9 + cells) * maps + others + marker
+    assert kept(layer, x, lengths) <= parts * 3 * maps + others + marker + 2 * x.numel()
     layer.checkpoint_every = 0
-    if kind is ConvLSTM:
-        gates_cells_and_outputs = (4 + 1 + 1) * 9 * maps
-        assert kept(layer, x) >= gates_cells_and_outputs
+    gates_and_outputs = {ConvLSTM: 4 + 1 + 1, ConvGRU: 3 + 1 + 1}[kind] * 9 * maps
+    assert kept(layer, x, lengths) >= gates_and_outputs
+
+
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_backward_pass_inside_of_autocast_is_as_exact_as_outside(kind, kernel, every):
+    layer = kind(2, 3, kernel, checkpoint_every=every)
+    size = kernel  # of one pixel a convolution is a product, which autocast sees elsewhere
+    x = torch.randn(2, 5, 2, size, size)
+    results = []
+    for inside in (False, True):
+        loss = layer(x)[0].sin().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            results.append(torch.autograd.grad(loss, list(layer.parameters())))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", TWINS)

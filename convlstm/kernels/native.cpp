@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <immintrin.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -34,37 +35,86 @@ typedef float Values __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
 
+#ifdef __AVX512F__
+INLINE inline Values some(const float* from, int64_t count) {
+  return reinterpret_cast<Values>(_mm512_maskz_loadu_ps((1u << count) - 1, from));
+}
+
+INLINE inline Halves some(const BFloat16* from, int64_t count) {
+  return reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16((1u << count) - 1, from));
+}
+
+INLINE inline void put(float* to, Values values, int64_t count) {
+  _mm512_mask_storeu_ps(to, (1u << count) - 1, reinterpret_cast<__m512>(values));
+}
+
+INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
+  _mm256_mask_storeu_epi16(to, (1u << count) - 1, reinterpret_cast<__m256i>(values));
+}
+#else
+INLINE inline __m256i first(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE inline Values some(const float* from, int64_t count) {
+  return reinterpret_cast<Values>(_mm256_maskload_ps(from, first(count)));
+}
+
+INLINE inline Halves some(const BFloat16* from, int64_t count) {
+  Halves values{};
+  for (int64_t k = 0; k < count; ++k) values[k] = from[k].x;
+  return values;
+}
+
+INLINE inline void put(float* to, Values values, int64_t count) {
+  _mm256_maskstore_ps(to, first(count), reinterpret_cast<__m256>(values));
+}
+
+INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) to[k].x = values[k];
+}
+#endif
+
+template <typename T>
+using Stored = std::conditional_t<std::is_same_v<T, float>, Values, Halves>;
+
 template <typename T, typename Count>
 INLINE inline Values load(const T* from, Count count) {
+  Stored<T> values;
+  if constexpr (std::is_same_v<Count, Whole>) {
+    std::memcpy(&values, from, sizeof values);
+  } else {
+    values = some(from, count);
+  }
   if constexpr (std::is_same_v<T, float>) {
-    Values values{};
-    std::memcpy(&values, from, 4 * count);
     return values;
   } else {
-    Halves halves{};
-    std::memcpy(&halves, from, 2 * count);
-    return reinterpret_cast<Values>(__builtin_convertvector(halves, Bits) << 16);
+    return reinterpret_cast<Values>(__builtin_convertvector(values, Bits) << 16);
   }
 }
 
 template <typename T, typename Count>
 INLINE inline void store(T* to, Values values, Count count) {
+  Stored<T> stored;
   if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, &values, 4 * count);
+    stored = values;
   } else {
     // Rounded to the nearest, of two to the even one; NaN stays NaN.
     const Bits bits = reinterpret_cast<Bits>(values);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Bits kept = values == values ? rounded : Bits{} + 0x7fc0;
-    const Halves halves = __builtin_convertvector(kept, Halves);
-    std::memcpy(static_cast<void*>(to), &halves, 2 * count);
+    stored = __builtin_convertvector(values == values ? rounded : Bits{} + 0x7fc0, Halves);
+  }
+  if constexpr (std::is_same_v<Count, Whole>) {
+    std::memcpy(static_cast<void*>(to), &stored, sizeof stored);
+  } else {
+    put(to, stored, count);
   }
 }
 
-// e^x, right to 2e-7 of it, from e^-87 to e^87.
+// e^x, right to 2e-7 of it, from e^-87 (and of what is less) to e^88; of more than 88.4 infinity.
 INLINE inline Values exponential(Values x) {
   constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
-  x = x > 87.0f ? Values{} + 87.0f : x;
+  x = x > 89.0f ? Values{} + 89.0f : x;
   x = x < -87.0f ? Values{} - 87.0f : x;
   const Values shifted = x * 0x1.715476p0f + SHIFT;  // x / ln 2
   const Values whole = shifted - SHIFT;

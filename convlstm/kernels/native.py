@@ -24,7 +24,8 @@ def library() -> Path:
     """
     home = os.path.expanduser("~")  # noqa: PTH111 (pathlib raises where there is none)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
-    parts = SOURCE.read_text(), torch.__version__, torch.backends.cpu.get_cpu_capability()
+    sources = (path.read_text("utf-8") for path in (SOURCE, SOURCE.with_name("build.py")))
+    parts = *sources, torch.__version__, torch.backends.cpu.get_cpu_capability()
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache / "convlstm" / f"gates-{key}.so"
 

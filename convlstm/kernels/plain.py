@@ -90,7 +90,7 @@ def lstm_forward(
         c: Cell state before (N, H), exact; None for zero.
         peephole: (3, 1, H) or (3, N, H) in the order i, f, o, exact, or None.
         gates: The gates are written here (N, 4H), as `lstm_backward` takes them; None if there will
-            be no backward pass.
+            be no backward pass. May be the memory of from_x.
         new: The new cell state (N, H) is written here, exact; may be the memory of c.
         h: The new hidden state (N, H) is written here.
     """
@@ -195,7 +195,7 @@ def gru_forward(
         bias: (H,), added to what r multiplies, or None.
         h: Hidden state before (N, H); None for zero.
         gates: The gates are written here (N, 3H), as `gru_backward` takes them; None if there will
-            be no backward pass.
+            be no backward pass. May be the memory of from_x.
         candidate: What r multiplies (N, H) is written here; None likewise.
         new: The new hidden state (N, H) is written here.
     """

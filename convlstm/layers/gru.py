@@ -35,7 +35,8 @@ class ConvGRU(HiddenStateLayer):
             input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
-            Only the outputs are kept: less memory for a third more work. 0 keeps everything.
+            Only the states that a segment begins with are kept: less memory for a third more
+            convolutions. 0 keeps everything.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

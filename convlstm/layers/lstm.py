@@ -43,8 +43,8 @@ class ConvLSTM(ConvRecurrence):
             ties the layer to one frame size).
         frame_size: (h, w) of the frames; required by peephole "full" only.
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
-            Only the outputs and the last cell state of a segment are kept: less memory for a third
-            more work. 0 keeps everything.
+            Only the states that a segment begins with are kept: less memory for a third more
+            convolutions. 0 keeps everything.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

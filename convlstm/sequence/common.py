@@ -5,7 +5,7 @@ Letters: T steps, B batch, C input and H hidden channels, G gates, h×w frame.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -28,7 +28,8 @@ Gradients = tuple[Tensor | None, ...]
 def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """Makes a backward pass raise where somebody differentiates its gradients once more.
 
-    It is called with the saved tensors, which may be read but once, before the gradients.
+    It is called with the saved tensors, which may be read but once, before the gradients, and
+    without autocast, whatever the block that it is called in.
 
     PyTorch's `once_differentiable` does so only if the gradients that come in require gradients
     themselves; of a sum they do not, and its second derivative would silently be zero.
@@ -37,7 +38,7 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
     @functools.wraps(backward)
     def first(ctx: Any, *gradients: Tensor | None) -> Gradients:
         saved = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), as_it_is(saved[0]):
             results = backward(ctx, saved, *gradients)
         if not torch.is_grad_enabled():  # no create_graph=True
             return results
@@ -92,8 +93,8 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def input_gates(
     kernels: ModuleType, x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int
-) -> Iterator[Tensor | None]:
-    """W_x * x + b of each step, as rows (B·h·w, G·H).
+) -> Iterator[tuple[int, Tensor | None]]:
+    """W_x * x + b of some steps at a time: how many, and new maps (t, B, G·H, h, w).
 
     As many steps as fit into AHEAD bytes are convolved in one call, ahead of the loop: few calls,
     and what they give is still in the cache when it is read. Without b if the kernels add it, and
@@ -103,7 +104,7 @@ def input_gates(
     if kernels.ADDS_BIAS:
         bias = None
         if weight_ih is None:
-            yield from [None] * steps
+            yield steps, None
             return
     step = max(1, batch * channels * math.prod(size) * x.element_size())  # bytes
     at_once = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
@@ -116,22 +117,45 @@ def input_gates(
         else:
             flat = channels_last(part.flatten(0, 1))
             maps = channels_last(same_conv2d(flat, kernel, bias)).unflatten(0, part.shape[:2])
-        yield from step_rows(maps)
+        yield len(part), maps
+
+
+def as_saved(gates: Tensor) -> Tensor:
+    """Maps (t, B, G·H, h, w) as they lie in memory: hooks may change strides."""
+    return gates.movedim(2, -1)
+
+
+def to_overwrite(saved: Tensor) -> Tensor:
+    """Maps that `as_saved` was given, for gradients to be written over them."""
+    saved = saved.contiguous()
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        saved = saved.clone()  # a kept graph may be walked again
+    return saved.movedim(-1, 2)
+
+
+def segments(steps: int, every: int) -> Iterator[tuple[int, int]]:
+    """Where segments of `every` steps (0: of all) start and stop, from the last to the first."""
+    every = every or steps
+    for start in reversed(range(0, steps, every)):
+        yield start, min(start + every, steps)
+
+
+def segment_ends(series: Tensor, every: int) -> Tensor:
+    """Of maps (T, B, C, h, w) a copy of those that segments of `every` steps begin with."""
+    return series.movedim(2, -1)[every - 1 : -1 : every].clone().movedim(-1, 2)
 
 
 class InputGradients:
-    """The gradients of x, both kernels and the bias, added up over segments of the sequence.
+    """The gradients of x, both kernels and the bias, added up over parts of the sequence.
 
-    None where not wanted. A gradient takes one call for all steps of a segment.
+    None where not wanted. A gradient takes one call for all steps of a part, or two.
 
     Args:
         ctx: That of a function whose inputs begin with x, weight_ih, weight_hh, bias.
         x: Inputs (T, B, C, h, w).
         weight_ih: Input kernel, or None without input.
         weight_hh: Hidden kernel.
-        h0: First hidden state, or None for zero.
         mask: Recurrent dropout, or None.
-        outputs: Hidden states (T, B, H, h, w).
     """
 
     def __init__(
@@ -140,25 +164,26 @@ class InputGradients:
         x: Tensor,
         weight_ih: Tensor | None,
         weight_hh: Tensor,
-        h0: Tensor | None,
         mask: Tensor | None,
-        outputs: Tensor,
     ) -> None:
         self._wants_x, self._wants_ih, self._wants_hh, self._wants_bias = ctx.needs_input_grad[:4]
-        self._x, self._weight_ih, self._weight_hh = x, weight_ih, weight_hh
-        self._h0, self._mask, self._outputs = h0, mask, outputs
+        self._x, self._weight_ih, self._weight_hh, self._mask = x, weight_ih, weight_hh, mask
         self._d_x: Tensor | None = None
         self._d_weight_ih: Tensor | None = None
         self._d_weight_hh: Tensor | None = None
         self._d_bias: Tensor | None = None
 
-    def add(self, start: int, from_x: Tensor, from_h: Tensor) -> None:
-        """Those of the steps from `start` on.
+    def add(
+        self, start: int, from_x: Tensor, from_h: Tensor, before: Tensor, first: Tensor | None
+    ) -> None:
+        """Those of t steps from `start` on.
 
         Args:
             start: The first step.
             from_x: Gradients of what the input convolution gave (t, B, G·H, h, w).
             from_h: Gradients of what the hidden convolution gave, of the same shape.
+            before: Hidden states before each step (t, B, H, h, w), or before each but the first.
+            first: In that case the one before the first step (B, H, h, w), or None for zero.
         """
         stop = start + len(from_x)
         flat = from_x.flatten(0, 1)
@@ -174,12 +199,10 @@ class InputGradients:
             part = flat.sum((2, 3)).sum(0)  # in two sums, which is faster than in one
             self._d_bias = plus(self._d_bias, part)
         if self._wants_hh:
-            second = max(start, 1)
-            if second < stop:
-                before = apply_mask(self._outputs[second - 1 : stop - 1], self._mask).flatten(0, 1)
-                self._add_hidden(from_h[second - start :].flatten(0, 1), before)
-            if start == 0 and self._h0 is not None:
-                self._add_hidden(from_h[0], channels_last(apply_mask(self._h0, self._mask)))
+            if len(before) > 0:
+                self._add_hidden(from_h[len(from_h) - len(before) :], before)
+            if first is not None:
+                self._add_hidden(from_h[:1], first[None])
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, weight_ih, weight_hh and bias."""
@@ -199,8 +222,9 @@ class InputGradients:
             self._d_x = empty_maps(self._x, *self._x.shape)
         self._d_x[start:stop] = d_x
 
-    def _add_hidden(self, gradients: Tensor, before: Tensor) -> None:
-        part = same_conv2d_grad_weight(gradients, before, self._weight_hh)
+    def _add_hidden(self, from_h: Tensor, before: Tensor) -> None:
+        maps = channels_last(apply_mask(before, self._mask).flatten(0, 1))
+        part = same_conv2d_grad_weight(from_h.flatten(0, 1), maps, self._weight_hh)
         self._d_weight_hh = plus(self._d_weight_hh, part)
 
 
@@ -212,6 +236,11 @@ def plus(total: Tensor | None, part: Tensor) -> Tensor:
 def rows(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) as rows (B·h·w, C); the same memory if they have channels last."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def rows_of_steps(series: Tensor | None, steps: int) -> Sequence[Tensor | None]:
+    """`step_rows`, or None for each step."""
+    return [None] * steps if series is None else step_rows(series)
 
 
 def step_rows(series: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,5 @@
 """The ConvGRU over a whole sequence; `convlstm.sequence` says how, `convlstm.cells` what."""
 
-from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from convlstm.sequence.common import (
     Saved,
     apply_mask,
     as_it_is,
+    as_saved,
     autocast_to,
     channels_last,
     empty_maps,
@@ -24,7 +24,11 @@ from convlstm.sequence.common import (
     input_gates,
     plus,
     rows,
+    rows_of_steps,
+    segment_ends,
+    segments,
     step_rows,
+    to_overwrite,
     wants_gradient,
 )
 from convlstm.sequence.stepwise import hidden_state_steps
@@ -74,11 +78,12 @@ def gru_sequence(
 class _GRU(torch.autograd.Function):
     """All maps are (T, B, channels, h, w) with channels last in memory.
 
-    What the kernels keep of the gates for the backward pass takes the memory of maps of 3H
-    channels, in an order of their own; their gradients are such maps, in the order r, z, n.
+    What the input convolution gives for some steps, maps of 3H channels, is overwritten by what the
+    kernels keep of the gates, in an order of their own, and that by its gradients, in the order
+    r, z, n.
 
-    With segments of `every` steps nothing of them is kept: the backward pass computes the gates
-    again, a segment at a time.
+    With segments of `every` steps no gates are kept, and of the hidden states those that a segment
+    begins with: the backward pass computes the others again, a segment at a time.
     """
 
     @staticmethod
@@ -98,36 +103,26 @@ class _GRU(torch.autograd.Function):
         hidden = weight_hh.shape[1]
         weight_hh = channels_last(weight_hh)
         outputs = empty_maps(x, steps, batch, hidden, *size)
-        kept = steps if keep and not every else 0
-        gates = empty_maps(x, kept, batch, 3 * hidden, *size)
+        every = min(every, steps)
         # What the reset gate multiplies, W_hn * h + b_hn, of every step.
-        candidates = empty_maps(x, kept, batch, hidden, *size)
+        candidates = empty_maps(x, steps, batch, hidden, *size) if keep and not every else None
         kernels = choose(outputs)
-        _advance(
-            kernels,
-            (x, weight_ih, weight_hh, bias, bias_hh),
-            h0,
-            mask,
-            step_rows(gates) or [None] * steps,
-            step_rows(candidates) or [None] * steps,
-            outputs,
-        )
+        inputs = x, weight_ih, weight_hh, bias, bias_hh
+        gates = _advance(kernels, inputs, h0, mask, candidates, outputs)
         if keep:
             ctx.every = every
-            # As they lie in memory: hooks may keep values and shape, but not strides.
-            gates = gates.movedim(2, -1)
+            kept = segment_ends(outputs, every) if every else outputs
             ctx.save_for_backward(
                 x,
                 weight_ih,
                 weight_hh,
-                bias,
-                bias_hh,
+                *((bias, bias_hh) if every else (None, None)),
                 h0,
                 mask,
-                gates,
                 candidates,
-                outputs,
+                kept,
                 mark(kernels),
+                *map(as_saved, gates),
             )
             ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -137,70 +132,66 @@ class _GRU(torch.autograd.Function):
     def backward(
         ctx: Any, saved: Saved, d_outputs: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, bias, bias_hh, h0, mask, gates, candidates, outputs, marker = saved
+        x, weight_ih, weight_hh, bias, bias_hh, h0, mask, candidates, kept, *rest = saved
+        marker, *kept_gates = rest
         kernels = marked(marker)
-        steps, batch, hidden, *size = outputs.shape
-        every = min(ctx.every or steps, steps)
-        if ctx.every:
-            gates = empty_maps(x, every, batch, 3 * hidden, *size)
-            candidates = empty_maps(x, every, batch, hidden, *size)
-            again = empty_maps(outputs, every, batch, hidden, *size)
-        else:
-            gates = gates.contiguous()
-            if torch._C._autograd._get_current_graph_task_keep_graph():
-                gates = gates.clone()  # a kept graph may be walked again
-            gates = gates.movedim(-1, 2)
-        gate_rows, output_rows, candidate_rows = map(step_rows, (gates, outputs, candidates))
-        # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
-        d_hidden = empty_maps(gates, *gates.shape)
-        hidden_rows, hidden_maps = step_rows(d_hidden), d_hidden.unbind(0)
+        steps, batch, _, *size = x.shape
+        hidden, every = weight_hh.shape[1], ctx.every
+        gates_left = [to_overwrite(gates) for gates in kept_gates]
+        outputs = kept  # of the segment at hand
+        if every:
+            outputs = empty_maps(kept, every, batch, hidden, *size)
+            candidates = empty_maps(kept, every, batch, hidden, *size)
+        output_rows, candidate_rows = step_rows(outputs), step_rows(candidates)
         d_h = channels_last(torch.zeros_like(outputs[0], dtype=exact(outputs)))
         if d_last is not None:
             d_h += d_last
         d_h_rows = rows(d_h)
-        first = None if h0 is None else rows(h0)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, h0, mask, outputs)
+        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
         d_bias_hh = through = None
 
-        for start in reversed(range(0, steps, every)):
-            stop = min(start + every, steps)
-            if ctx.every:
-                _advance(
-                    kernels,
-                    (x[start:stop], weight_ih, weight_hh, bias, bias_hh),
-                    outputs[start - 1] if start > 0 else h0,
-                    mask,
-                    gate_rows,
-                    candidate_rows,
-                    again,
-                )
-            for t in reversed(range(start, stop)):
-                here = t - start
-                h = output_rows[t - 1] if t > 0 else first
-                d_output = None if d_outputs is None else rows(d_outputs[t])
-                kernels.gru_backward(
-                    gate_rows[here],
-                    candidate_rows[here],
-                    h,
-                    d_output,
-                    through,
-                    d_h_rows,
-                    hidden_rows[here],
-                )
-                if t > 0 or ctx.needs_input_grad[5]:
-                    maps = same_conv2d_grad_x(hidden_maps[here], outputs[0], weight_hh)
-                    maps = apply_mask(maps, mask)
-                    through = rows(maps)
-            from_h = d_hidden[: stop - start]
-            gradients.add(start, gates[: stop - start], from_h)
-            if ctx.needs_input_grad[4]:
-                d_bias_hh = plus(d_bias_hh, from_h[:, :, 2 * hidden :].sum((0, 1, 3, 4)))
+        for start, stop in segments(steps, every):
+            first = h0 if start == 0 else kept[start // every - 1]
+            first_rows = None if first is None else rows(first)
+            if every:
+                inputs = x[start:stop], weight_ih, weight_hh, bias, bias_hh
+                gates_left = _advance(kernels, inputs, first, mask, candidates, outputs)
+            while gates_left:
+                gates = gates_left.pop()
+                begin = stop - len(gates)
+                # Gradients of the hidden convolution's output; the input's overwrite the gates.
+                d_hidden = empty_maps(gates, *gates.shape)
+                gate_rows, hidden_rows = step_rows(gates), step_rows(d_hidden)
+                hidden_maps = d_hidden.unbind(0)
+                for t in reversed(range(begin, stop)):
+                    kernels.gru_backward(
+                        gate_rows[t - begin],
+                        candidate_rows[t - start],
+                        output_rows[t - start - 1] if t > start else first_rows,
+                        None if d_outputs is None else rows(d_outputs[t]),
+                        through,
+                        d_h_rows,
+                        hidden_rows[t - begin],
+                    )
+                    if t > 0 or ctx.needs_input_grad[5]:
+                        d_through = same_conv2d_grad_x(
+                            hidden_maps[t - begin], outputs[0], weight_hh
+                        )
+                        d_through = apply_mask(d_through, mask)
+                        through = rows(d_through)
+                before = outputs[max(begin - start - 1, 0) : stop - start - 1]
+                gradients.add(begin, gates, d_hidden, before, first if begin == start else None)
+                if ctx.needs_input_grad[4]:
+                    part = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
+                    d_bias_hh = plus(d_bias_hh, part)
+                stop = begin
+                del gates, gate_rows  # before those of the next segment are made
 
         d_h0 = None
         if ctx.needs_input_grad[5]:
-            d_h0 = d_h.add_(maps).to(h0.dtype)
+            d_h0 = d_h.add_(d_through).to(h0.dtype)
         if d_bias_hh is not None:
-            d_bias_hh = d_bias_hh.to(bias_hh.dtype)
+            d_bias_hh = d_bias_hh.to(d_hidden.dtype)
         return *gradients.results(), d_bias_hh, d_h0, None, None, None
 
 
@@ -209,30 +200,53 @@ def _advance(
     inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None],
     h: Tensor | None,
     mask: Tensor | None,
-    gates: Sequence[Tensor | None],
-    candidates: Sequence[Tensor | None],
+    candidates: Tensor | None,
     outputs: Tensor,
-) -> None:
-    """The steps forward: writes rows of gates and candidates, where wanted, and outputs.
+) -> list[Tensor]:
+    """The steps forward.
 
     Args:
         kernels: What computes the gates.
         inputs: x (t, B, C, h, w), weight_ih, weight_hh, bias, bias_hh.
         h: The first hidden state, as maps.
         mask: Recurrent dropout.
-        gates: Of each step (N, 3H), or None.
-        candidates: Of each step (N, H), or None.
-        outputs: Maps (at least t, B, H, h, w).
+        candidates: Maps (at least t, B, H, h, w) for the candidates, or None where there will be
+            no backward pass.
+        outputs: Maps (at least t, B, H, h, w) for the hidden states.
+
+    Returns:
+        The gates of all steps, in maps of some steps each, as the kernels keep them.
     """
     x, weight_ih, weight_hh, bias, bias_hh = inputs
     late = (bias,) if kernels.ADDS_BIAS else ()
+    keep = candidates is not None
+    candidate_rows = rows_of_steps(candidates, len(x))
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, len(weight_hh))):
-        before = from_h = None
-        if h is not None:
-            before = rows(h)
-            from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-        kernels.gru_forward(
-            from_x, from_h, bias_hh, before, gates[t], candidates[t], output_rows[t], *late
-        )
-        h = maps[t]
+    kept = []
+    t = 0
+    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh)):
+        gates = from_x if keep else None
+        if keep and gates is None:
+            gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
+        for x_rows, gate_rows in zip(
+            rows_of_steps(from_x, count), rows_of_steps(gates, count), strict=True
+        ):
+            before = from_h = None
+            if h is not None:
+                before = rows(h)
+                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            kernels.gru_forward(
+                x_rows,
+                from_h,
+                bias_hh,
+                before,
+                gate_rows,
+                candidate_rows[t],
+                output_rows[t],
+                *late,
+            )
+            h = maps[t]
+            t += 1
+        if gates is not None:
+            kept.append(gates)
+    return kept

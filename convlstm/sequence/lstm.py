@@ -15,6 +15,7 @@ from convlstm.sequence.common import (
     Saved,
     apply_mask,
     as_it_is,
+    as_saved,
     autocast_to,
     channels_last,
     empty_maps,
@@ -22,7 +23,11 @@ from convlstm.sequence.common import (
     input_gates,
     plus,
     rows,
+    rows_of_steps,
+    segment_ends,
+    segments,
     step_rows,
+    to_overwrite,
     wants_gradient,
 )
 from convlstm.sequence.stepwise import lstm_steps
@@ -85,11 +90,12 @@ def lstm_sequence(
 class _LSTM(torch.autograd.Function):
     """All maps are (T, B, channels, h, w) with channels last in memory.
 
-    What the kernels keep of the gates for the backward pass takes the memory of maps of 4H
-    channels, in an order of their own; their gradients are such maps, in the order i, f, g, o.
+    What the input convolution gives for some steps, maps of 4H channels, is overwritten by what the
+    kernels keep of the gates, in an order of their own, and that by their gradients, in the order
+    i, f, g, o.
 
-    With segments of `every` steps no gates are kept, and of the cell states the last of each
-    segment: the backward pass computes the others again, a segment at a time.
+    With segments of `every` steps no gates are kept, and of the states those that a segment begins
+    with: the backward pass computes the others again, a segment at a time.
     """
 
     @staticmethod
@@ -111,41 +117,43 @@ class _LSTM(torch.autograd.Function):
         hidden = weight_hh.shape[1]
         weight_hh = channels_last(weight_hh)
         outputs = empty_maps(x, steps, batch, hidden, *size)
-        gates = empty_maps(x, steps if keep and not every else 0, batch, 4 * hidden, *size)
-        # Steps of which one cell state, the last, is kept.
-        span = 1 if all_cells else (every or 1) if keep else steps
+        every = min(every, steps)
+        span = (every or 1) if keep else steps  # of so many steps one cell state, the last, is kept
+        if all_cells:
+            span = 1
         cells = empty_maps(x, -(-steps // span), batch, hidden, *size, dtype=exact(x))
         kernels = choose(outputs)
         first = None if c0 is None else rows(c0.to(cells.dtype))
-
         cell_rows = step_rows(cells)
-        _advance(
+        gates = _advance(
             kernels,
             (x, weight_ih, weight_hh, bias),
             (h0, first),
             peephole_rows(peephole, batch),
             mask,
-            step_rows(gates) or [None] * steps,
             [cell_rows[t // span] for t in range(steps)],
             outputs,
+            keep and not every,
         )
         if keep:
-            ctx.every, ctx.span = every, span
-            # As they lie in memory: hooks may keep values and shape, but not strides.
-            gates = gates.movedim(2, -1)
+            ctx.every = every
+            kept_h, kept_c = outputs, cells
+            if every:  # of each segment what it begins with
+                kept_h = segment_ends(outputs, every)
+                kept_c = segment_ends(cells, every) if span == 1 else cells
             ctx.save_for_backward(
                 x,
                 weight_ih,
                 weight_hh,
-                bias,
+                bias if every else None,
                 h0,
                 c0,
                 peephole,
                 mask,
-                gates,
-                cells,
-                outputs,
+                kept_c,
+                kept_h,
                 mark(kernels),
+                *map(as_saved, gates),
             )
             ctx.set_materialize_grads(False)
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
@@ -160,62 +168,62 @@ class _LSTM(torch.autograd.Function):
         d_h: Tensor | None,
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x, weight_ih, weight_hh, bias, h0, c0, peephole, mask, gates, cells, outputs, marker = saved
+        x, weight_ih, weight_hh, bias, h0, c0, peephole, mask, kept_c, kept_h, *rest = saved
+        marker, *kept_gates = rest
         kernels = marked(marker)
-        steps, batch, hidden, *size = outputs.shape
-        every = min(ctx.every or steps, steps)
-        kept_rows = step_rows(cells)
-        if ctx.every:
-            gates = empty_maps(x, every, batch, 4 * hidden, *size)
-            cells = empty_maps(cells, every, batch, hidden, *size)
-            again = empty_maps(outputs, every, batch, hidden, *size)
-        else:
-            gates = gates.contiguous()
-            if torch._C._autograd._get_current_graph_task_keep_graph():
-                gates = gates.clone()  # a kept graph may be walked again
-            gates = gates.movedim(-1, 2)
-        gate_rows, cell_rows, gate_maps = step_rows(gates), step_rows(cells), gates.unbind(0)
+        steps, batch, _, *size = x.shape
+        hidden, every = weight_hh.shape[1], ctx.every
+        gates_left = [to_overwrite(gates) for gates in kept_gates]
+        cells, outputs = kept_c, kept_h  # of the segment at hand
+        if every:
+            cells = empty_maps(kept_c, every, batch, hidden, *size)
+            outputs = empty_maps(kept_h, every, batch, hidden, *size)
+        cell_rows = step_rows(cells)
         peepholes = peephole_rows(peephole, batch)
-        first = None if c0 is None else rows(c0.to(cells.dtype))
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
         d_c_rows = rows(d_c)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, h0, mask, outputs)
+        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
         d_peephole = None
 
-        for start in reversed(range(0, steps, every)):
-            stop = min(start + every, steps)
-            before = kept_rows[start // ctx.span - 1] if start > 0 else first
-            if ctx.every:
-                _advance(
+        for start, stop in segments(steps, every):
+            first_h, first_c = h0, None if c0 is None else rows(c0.to(cells.dtype))
+            if start > 0:
+                first_h, first_c = kept_h[start // every - 1], rows(kept_c[start // every - 1])
+            if every:
+                gates_left = _advance(
                     kernels,
                     (x[start:stop], weight_ih, weight_hh, bias),
-                    (outputs[start - 1] if start > 0 else h0, before),
+                    (first_h, first_c),
                     peepholes,
                     mask,
-                    gate_rows,
                     cell_rows,
-                    again,
+                    outputs,
+                    keep=True,
                 )
-            for t in reversed(range(start, stop)):
-                if d_cells is not None:
-                    d_c += d_cells[t]
-                here = t - start
-                c = cell_rows[here - 1] if here > 0 else before
-                d_output = None if d_outputs is None else rows(d_outputs[t])
-                kernels.lstm_backward(
-                    gate_rows[here], c, cell_rows[here], peepholes, d_output, through, d_c_rows
-                )
-                d_h = None
-                if t > 0 or ctx.needs_input_grad[4]:
-                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
-                    d_h = apply_mask(d_h, mask)
-                    through = rows(d_h)
-            d_gates = gates[: stop - start]
-            gradients.add(start, d_gates, d_gates)
-            if ctx.needs_input_grad[6]:
-                part = _peephole_gradient(d_gates, before, cells, peephole)
-                d_peephole = plus(d_peephole, part)
+            while gates_left:
+                gates = gates_left.pop()
+                begin = stop - len(gates)
+                gate_rows, gate_maps = step_rows(gates), gates.unbind(0)
+                for t in reversed(range(begin, stop)):
+                    if d_cells is not None:
+                        d_c += d_cells[t]
+                    c = cell_rows[t - start - 1] if t > start else first_c
+                    d_output = None if d_outputs is None else rows(d_outputs[t])
+                    gate, new = gate_rows[t - begin], cell_rows[t - start]
+                    kernels.lstm_backward(gate, c, new, peepholes, d_output, through, d_c_rows)
+                    d_h = None
+                    if t > 0 or ctx.needs_input_grad[4]:
+                        d_h = same_conv2d_grad_x(gate_maps[t - begin], outputs[0], weight_hh)
+                        d_h = apply_mask(d_h, mask)
+                        through = rows(d_h)
+                before = outputs[max(begin - start - 1, 0) : stop - start - 1]
+                gradients.add(begin, gates, gates, before, first_h if begin == start else None)
+                if ctx.needs_input_grad[6]:
+                    part = _peephole_gradient(gates, c, cells[begin - start :], peephole)
+                    d_peephole = plus(d_peephole, part)
+                stop = begin
+                del gates, gate, gate_rows, gate_maps  # before those of the next segment are made
 
         d_x, d_weight_ih, d_weight_hh, d_bias = gradients.results()
         d_c = None if c0 is None else d_c.to(c0.dtype)
@@ -229,11 +237,11 @@ def _advance(
     state: tuple[Tensor | None, Tensor | None],
     peepholes: Tensor | None,
     mask: Tensor | None,
-    gates: Sequence[Tensor | None],
     cells: Sequence[Tensor],
     outputs: Tensor,
-) -> None:
-    """The steps forward: writes rows of gates, where wanted, and of cell states, and outputs.
+    keep: bool,
+) -> list[Tensor]:
+    """The steps forward.
 
     Args:
         kernels: What computes the gates.
@@ -241,20 +249,35 @@ def _advance(
         state: The first h, as maps, and c, as rows.
         peepholes: As rows.
         mask: Recurrent dropout.
-        gates: Of each step (N, 4H), or None.
-        cells: Of each step (N, H).
-        outputs: Maps (at least t, B, H, h, w).
+        cells: Rows (N, H) for the cell state of each step; those of several may be the same.
+        outputs: Maps (at least t, B, H, h, w) for the hidden states.
+        keep: Whether there will be a backward pass.
+
+    Returns:
+        The gates of all steps, in maps of some steps each, as the kernels keep them.
     """
     x, weight_ih, weight_hh, bias = inputs
     h, c = state
     late = (bias,) if kernels.ADDS_BIAS else ()
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, len(weight_hh))):
-        from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
-        kernels.lstm_forward(
-            from_x, from_h, c, peepholes, gates[t], cells[t], output_rows[t], *late
-        )
-        h, c = maps[t], cells[t]
+    kept = []
+    t = 0
+    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh)):
+        gates = from_x if keep else None
+        if keep and gates is None:
+            gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
+        for x_rows, gate_rows in zip(
+            rows_of_steps(from_x, count), rows_of_steps(gates, count), strict=True
+        ):
+            from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            kernels.lstm_forward(
+                x_rows, from_h, c, peepholes, gate_rows, cells[t], output_rows[t], *late
+            )
+            h, c = maps[t], cells[t]
+            t += 1
+        if gates is not None:
+            kept.append(gates)
+    return kept
 
 
 def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:

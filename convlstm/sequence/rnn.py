@@ -19,6 +19,8 @@ from convlstm.sequence.common import (
     first_derivative_only,
     input_gates,
     rows,
+    rows_of_steps,
+    segments,
     step_rows,
 )
 from convlstm.sequence.stepwise import hidden_state_steps
@@ -79,13 +81,14 @@ class _RNN(torch.autograd.Function):
         late = (bias,) if kernels.ADDS_BIAS else ()
         output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
-        for t, from_x in enumerate(input_gates(kernels, x, weight_ih, bias, hidden)):
-            from_h = None
-            if h is not None:
-                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            h = maps[t]
-            kernels.rnn_forward(from_x, from_h, output_rows[t], *late)
-        ctx.every = every or steps
+        t = 0
+        for count, from_x in input_gates(kernels, x, weight_ih, bias, hidden):
+            for x_rows in rows_of_steps(from_x, count):
+                from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+                kernels.rnn_forward(x_rows, from_h, output_rows[t], *late)
+                h = maps[t]
+                t += 1
+        ctx.every = min(every, steps)
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -98,22 +101,21 @@ class _RNN(torch.autograd.Function):
         x, weight_ih, weight_hh, h0, mask, outputs, marker = saved
         kernels = marked(marker)
         steps, *shape = outputs.shape
-        every = min(ctx.every, steps)
-        d_gates = empty_maps(outputs, every, *shape)
+        d_gates = empty_maps(outputs, ctx.every or steps, *shape)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         gate_maps = d_gates.unbind(0)
         through = None if d_h is None else rows(d_h)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, h0, mask, outputs)
-        for start in reversed(range(0, steps, every)):
-            stop = min(start + every, steps)
+        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
+        for start, stop in segments(steps, ctx.every):
             for t in reversed(range(start, stop)):
-                here = t - start
                 d_output = None if d_outputs is None else rows(d_outputs[t])
-                kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[here])
+                kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t - start])
                 d_h = None
                 if t > 0 or ctx.needs_input_grad[4]:
-                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
+                    d_h = same_conv2d_grad_x(gate_maps[t - start], outputs[0], weight_hh)
                     d_h = apply_mask(d_h, mask)
                     through = rows(d_h)
-            gradients.add(start, d_gates[: stop - start], d_gates[: stop - start])
+            part = d_gates[: stop - start]
+            before = outputs[max(start - 1, 0) : stop - 1]
+            gradients.add(start, part, part, before, h0 if start == 0 else None)
         return *gradients.results(), d_h, None, None
