@@ -34,7 +34,7 @@ class ConvRNN(HiddenStateLayer):
             input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
         bidirectional: Whether a second recurrence reads each sequence backwards.
         checkpoint_every: Length in steps of the segments of which the backward pass holds the
-            gradients at a time, for less memory; 0 for all steps. Nothing is recomputed, as the
+            gradients at a time; 0 for all steps. It saves little and nothing is recomputed, as the
             outputs are all that is kept in any case.
 
     Raises:

@@ -92,31 +92,33 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def input_gates(
-    kernels: ModuleType, x: Tensor, weight_ih: Tensor | None, bias: Tensor | None, channels: int
+    kernels: ModuleType,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    bias: Tensor | None,
+    channels: int,
+    keep: bool,
 ) -> Iterator[tuple[int, Tensor | None]]:
     """W_x * x + b of some steps at a time: how many, and new maps (t, B, G·H, h, w).
 
-    As many steps as fit into AHEAD bytes are convolved in one call, ahead of the loop: few calls,
-    and what they give is still in the cache when it is read. Without b if the kernels add it, and
-    None where there is nothing else.
+    All steps at once if they are kept. Else as many as fit into AHEAD bytes are convolved in one
+    call, ahead of the loop: few calls, and what they give is still in the cache when it is read.
+    Without b if the kernels add it, and None where there is nothing else.
     """
     steps, batch, _, *size = x.shape
-    if kernels.ADDS_BIAS:
-        bias = None
-        if weight_ih is None:
-            yield steps, None
-            return
     step = max(1, batch * channels * math.prod(size) * x.element_size())  # bytes
-    at_once = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
+    ahead = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
+    late = kernels.ADDS_BIAS
     kernel = None if weight_ih is None else channels_last(weight_ih)
-    for start in range(0, steps, at_once):
-        part = x[start : start + at_once]
-        if kernel is None:
+    for part in x.split(steps if keep else ahead):
+        maps = None
+        if kernel is not None:
+            flat = channels_last(part.flatten(0, 1))
+            maps = channels_last(same_conv2d(flat, kernel, None if late else bias))
+            maps = maps.unflatten(0, part.shape[:2])
+        elif not late:
             maps = empty_maps(x, len(part), batch, channels, *size)
             maps.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
-        else:
-            flat = channels_last(part.flatten(0, 1))
-            maps = channels_last(same_conv2d(flat, kernel, bias)).unflatten(0, part.shape[:2])
         yield len(part), maps
 
 
@@ -146,9 +148,9 @@ def segment_ends(series: Tensor, every: int) -> Tensor:
 
 
 class InputGradients:
-    """The gradients of x, both kernels and the bias, added up over parts of the sequence.
+    """The gradients of x, both kernels and the bias, added up over segments of the sequence.
 
-    None where not wanted. A gradient takes one call for all steps of a part, or two.
+    None where not wanted. A gradient takes one call for all steps of a segment.
 
     Args:
         ctx: That of a function whose inputs begin with x, weight_ih, weight_hh, bias.
@@ -167,7 +169,8 @@ class InputGradients:
         mask: Tensor | None,
     ) -> None:
         self._wants_x, self._wants_ih, self._wants_hh, self._wants_bias = ctx.needs_input_grad[:4]
-        self._x, self._weight_ih, self._weight_hh, self._mask = x, weight_ih, weight_hh, mask
+        self._x, self._weight_hh, self._mask = x, channels_last(weight_hh), mask
+        self._weight_ih = None if weight_ih is None else channels_last(weight_ih)
         self._d_x: Tensor | None = None
         self._d_weight_ih: Tensor | None = None
         self._d_weight_hh: Tensor | None = None
@@ -183,14 +186,14 @@ class InputGradients:
             from_x: Gradients of what the input convolution gave (t, B, G·H, h, w).
             from_h: Gradients of what the hidden convolution gave, of the same shape.
             before: Hidden states before each step (t, B, H, h, w), or before each but the first.
-            first: In that case the one before the first step (B, H, h, w), or None for zero.
+            first: In that case that before the first (B, H, h, w), or None for zero.
         """
         stop = start + len(from_x)
         flat = from_x.flatten(0, 1)
         if self._weight_ih is not None:
             maps = channels_last(self._x[start:stop].flatten(0, 1))
             if self._wants_x:
-                d_x = same_conv2d_grad_x(flat, maps, channels_last(self._weight_ih))
+                d_x = same_conv2d_grad_x(flat, maps, self._weight_ih)
                 self._put(start, stop, d_x.unflatten(0, from_x.shape[:2]))
             if self._wants_ih:
                 part = same_conv2d_grad_weight(flat, maps, self._weight_ih)

@@ -122,7 +122,7 @@ class _GRU(torch.autograd.Function):
                 candidates,
                 kept,
                 mark(kernels),
-                *map(as_saved, gates),
+                None if gates is None else as_saved(gates),
             )
             ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -133,16 +133,20 @@ class _GRU(torch.autograd.Function):
         ctx: Any, saved: Saved, d_outputs: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, bias, bias_hh, h0, mask, candidates, kept, *rest = saved
-        marker, *kept_gates = rest
+        marker, gates = rest
         kernels = marked(marker)
         steps, batch, _, *size = x.shape
         hidden, every = weight_hh.shape[1], ctx.every
-        gates_left = [to_overwrite(gates) for gates in kept_gates]
         outputs = kept  # of the segment at hand
         if every:
             outputs = empty_maps(kept, every, batch, hidden, *size)
             candidates = empty_maps(kept, every, batch, hidden, *size)
+        else:
+            gates = to_overwrite(gates)
         output_rows, candidate_rows = step_rows(outputs), step_rows(candidates)
+        # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
+        d_hidden = empty_maps(outputs, every or steps, batch, 3 * hidden, *size)
+        hidden_rows, hidden_maps = step_rows(d_hidden), d_hidden.unbind(0)
         d_h = channels_last(torch.zeros_like(outputs[0], dtype=exact(outputs)))
         if d_last is not None:
             d_h += d_last
@@ -155,37 +159,29 @@ class _GRU(torch.autograd.Function):
             first_rows = None if first is None else rows(first)
             if every:
                 inputs = x[start:stop], weight_ih, weight_hh, bias, bias_hh
-                gates_left = _advance(kernels, inputs, first, mask, candidates, outputs)
-            while gates_left:
-                gates = gates_left.pop()
-                begin = stop - len(gates)
-                # Gradients of the hidden convolution's output; the input's overwrite the gates.
-                d_hidden = empty_maps(gates, *gates.shape)
-                gate_rows, hidden_rows = step_rows(gates), step_rows(d_hidden)
-                hidden_maps = d_hidden.unbind(0)
-                for t in reversed(range(begin, stop)):
-                    kernels.gru_backward(
-                        gate_rows[t - begin],
-                        candidate_rows[t - start],
-                        output_rows[t - start - 1] if t > start else first_rows,
-                        None if d_outputs is None else rows(d_outputs[t]),
-                        through,
-                        d_h_rows,
-                        hidden_rows[t - begin],
-                    )
-                    if t > 0 or ctx.needs_input_grad[5]:
-                        d_through = same_conv2d_grad_x(
-                            hidden_maps[t - begin], outputs[0], weight_hh
-                        )
-                        d_through = apply_mask(d_through, mask)
-                        through = rows(d_through)
-                before = outputs[max(begin - start - 1, 0) : stop - start - 1]
-                gradients.add(begin, gates, d_hidden, before, first if begin == start else None)
-                if ctx.needs_input_grad[4]:
-                    part = d_hidden[:, :, 2 * hidden :].sum((0, 1, 3, 4))
-                    d_bias_hh = plus(d_bias_hh, part)
-                stop = begin
-                del gates, gate_rows  # before those of the next segment are made
+                gates = None  # those of the last segment make room
+                gates = _advance(kernels, inputs, first, mask, candidates, outputs)
+            gate_rows = step_rows(gates)
+            for t in reversed(range(start, stop)):
+                here = t - start
+                kernels.gru_backward(
+                    gate_rows[here],
+                    candidate_rows[here],
+                    output_rows[here - 1] if here > 0 else first_rows,
+                    None if d_outputs is None else rows(d_outputs[t]),
+                    through,
+                    d_h_rows,
+                    hidden_rows[here],
+                )
+                if t > 0 or ctx.needs_input_grad[5]:
+                    d_through = same_conv2d_grad_x(hidden_maps[here], outputs[0], weight_hh)
+                    d_through = apply_mask(d_through, mask)
+                    through = rows(d_through)
+            from_h = d_hidden[: stop - start]
+            gradients.add(start, gates, from_h, outputs[: stop - start - 1], first)
+            if ctx.needs_input_grad[4]:
+                d_bias_hh = plus(d_bias_hh, from_h[:, :, 2 * hidden :].sum((0, 1, 3, 4)))
+            del gate_rows  # they hold the gates
 
         d_h0 = None
         if ctx.needs_input_grad[5]:
@@ -202,7 +198,7 @@ def _advance(
     mask: Tensor | None,
     candidates: Tensor | None,
     outputs: Tensor,
-) -> list[Tensor]:
+) -> Tensor | None:
     """The steps forward.
 
     Args:
@@ -215,38 +211,28 @@ def _advance(
         outputs: Maps (at least t, B, H, h, w) for the hidden states.
 
     Returns:
-        The gates of all steps, in maps of some steps each, as the kernels keep them.
+        The gates of all steps (t, B, 3H, h, w), as the kernels keep them, or None.
     """
     x, weight_ih, weight_hh, bias, bias_hh = inputs
     late = (bias,) if kernels.ADDS_BIAS else ()
     keep = candidates is not None
     candidate_rows = rows_of_steps(candidates, len(x))
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    kept = []
+    gates = None
     t = 0
-    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh)):
-        gates = from_x if keep else None
-        if keep and gates is None:
-            gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
-        for x_rows, gate_rows in zip(
-            rows_of_steps(from_x, count), rows_of_steps(gates, count), strict=True
-        ):
+    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh), keep):
+        if keep:  # over what the input convolution gave, if anything
+            gates = from_x
+            if gates is None:
+                gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
+        gate_rows = rows_of_steps(gates, count)
+        for x_rows, gate in zip(rows_of_steps(from_x, count), gate_rows, strict=True):
             before = from_h = None
             if h is not None:
                 before = rows(h)
                 from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            kernels.gru_forward(
-                x_rows,
-                from_h,
-                bias_hh,
-                before,
-                gate_rows,
-                candidate_rows[t],
-                output_rows[t],
-                *late,
-            )
+            states = before, gate, candidate_rows[t], output_rows[t]
+            kernels.gru_forward(x_rows, from_h, bias_hh, *states, *late)
             h = maps[t]
             t += 1
-        if gates is not None:
-            kept.append(gates)
-    return kept
+    return gates

@@ -153,7 +153,7 @@ class _LSTM(torch.autograd.Function):
                 kept_c,
                 kept_h,
                 mark(kernels),
-                *map(as_saved, gates),
+                None if gates is None else as_saved(gates),
             )
             ctx.set_materialize_grads(False)
         return outputs, cells, outputs[-1].clone(), cells[-1].clone()
@@ -169,15 +169,16 @@ class _LSTM(torch.autograd.Function):
         d_c: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         x, weight_ih, weight_hh, bias, h0, c0, peephole, mask, kept_c, kept_h, *rest = saved
-        marker, *kept_gates = rest
+        marker, gates = rest
         kernels = marked(marker)
         steps, batch, _, *size = x.shape
         hidden, every = weight_hh.shape[1], ctx.every
-        gates_left = [to_overwrite(gates) for gates in kept_gates]
         cells, outputs = kept_c, kept_h  # of the segment at hand
         if every:
             cells = empty_maps(kept_c, every, batch, hidden, *size)
             outputs = empty_maps(kept_h, every, batch, hidden, *size)
+        else:
+            gates = to_overwrite(gates)
         cell_rows = step_rows(cells)
         peepholes = peephole_rows(peephole, batch)
         through = None if d_h is None else rows(d_h)
@@ -191,39 +192,32 @@ class _LSTM(torch.autograd.Function):
             if start > 0:
                 first_h, first_c = kept_h[start // every - 1], rows(kept_c[start // every - 1])
             if every:
-                gates_left = _advance(
-                    kernels,
-                    (x[start:stop], weight_ih, weight_hh, bias),
-                    (first_h, first_c),
-                    peepholes,
-                    mask,
-                    cell_rows,
-                    outputs,
-                    keep=True,
+                inputs = x[start:stop], weight_ih, weight_hh, bias
+                states = first_h, first_c
+                gates = None  # those of the last segment make room
+                gates = _advance(
+                    kernels, inputs, states, peepholes, mask, cell_rows, outputs, keep=True
                 )
-            while gates_left:
-                gates = gates_left.pop()
-                begin = stop - len(gates)
-                gate_rows, gate_maps = step_rows(gates), gates.unbind(0)
-                for t in reversed(range(begin, stop)):
-                    if d_cells is not None:
-                        d_c += d_cells[t]
-                    c = cell_rows[t - start - 1] if t > start else first_c
-                    d_output = None if d_outputs is None else rows(d_outputs[t])
-                    gate, new = gate_rows[t - begin], cell_rows[t - start]
-                    kernels.lstm_backward(gate, c, new, peepholes, d_output, through, d_c_rows)
-                    d_h = None
-                    if t > 0 or ctx.needs_input_grad[4]:
-                        d_h = same_conv2d_grad_x(gate_maps[t - begin], outputs[0], weight_hh)
-                        d_h = apply_mask(d_h, mask)
-                        through = rows(d_h)
-                before = outputs[max(begin - start - 1, 0) : stop - start - 1]
-                gradients.add(begin, gates, gates, before, first_h if begin == start else None)
-                if ctx.needs_input_grad[6]:
-                    part = _peephole_gradient(gates, c, cells[begin - start :], peephole)
-                    d_peephole = plus(d_peephole, part)
-                stop = begin
-                del gates, gate, gate_rows, gate_maps  # before those of the next segment are made
+            gate_rows, gate_maps = step_rows(gates), gates.unbind(0)
+            for t in reversed(range(start, stop)):
+                if d_cells is not None:
+                    d_c += d_cells[t]
+                here = t - start
+                c = cell_rows[here - 1] if here > 0 else first_c
+                d_output = None if d_outputs is None else rows(d_outputs[t])
+                kernels.lstm_backward(
+                    gate_rows[here], c, cell_rows[here], peepholes, d_output, through, d_c_rows
+                )
+                d_h = None
+                if t > 0 or ctx.needs_input_grad[4]:
+                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
+                    d_h = apply_mask(d_h, mask)
+                    through = rows(d_h)
+            gradients.add(start, gates, gates, outputs[: stop - start - 1], first_h)
+            if ctx.needs_input_grad[6]:
+                part = _peephole_gradient(gates, first_c, cells, peephole)
+                d_peephole = plus(d_peephole, part)
+            del gate_rows, gate_maps  # they hold the gates
 
         d_x, d_weight_ih, d_weight_hh, d_bias = gradients.results()
         d_c = None if c0 is None else d_c.to(c0.dtype)
@@ -240,7 +234,7 @@ def _advance(
     cells: Sequence[Tensor],
     outputs: Tensor,
     keep: bool,
-) -> list[Tensor]:
+) -> Tensor | None:
     """The steps forward.
 
     Args:
@@ -254,30 +248,28 @@ def _advance(
         keep: Whether there will be a backward pass.
 
     Returns:
-        The gates of all steps, in maps of some steps each, as the kernels keep them.
+        The gates of all steps (t, B, 4H, h, w), as the kernels keep them, or None.
     """
     x, weight_ih, weight_hh, bias = inputs
     h, c = state
     late = (bias,) if kernels.ADDS_BIAS else ()
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    kept = []
+    gates = None
     t = 0
-    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh)):
-        gates = from_x if keep else None
-        if keep and gates is None:
-            gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
-        for x_rows, gate_rows in zip(
-            rows_of_steps(from_x, count), rows_of_steps(gates, count), strict=True
-        ):
+    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh), keep):
+        if keep:  # over what the input convolution gave, if anything
+            gates = from_x
+            if gates is None:
+                gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
+        gate_rows = rows_of_steps(gates, count)
+        for x_rows, gate in zip(rows_of_steps(from_x, count), gate_rows, strict=True):
             from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
             kernels.lstm_forward(
-                x_rows, from_h, c, peepholes, gate_rows, cells[t], output_rows[t], *late
+                x_rows, from_h, c, peepholes, gate, cells[t], output_rows[t], *late
             )
             h, c = maps[t], cells[t]
             t += 1
-        if gates is not None:
-            kept.append(gates)
-    return kept
+    return gates
 
 
 def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:

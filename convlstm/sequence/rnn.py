@@ -82,7 +82,7 @@ class _RNN(torch.autograd.Function):
         output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
         t = 0
-        for count, from_x in input_gates(kernels, x, weight_ih, bias, hidden):
+        for count, from_x in input_gates(kernels, x, weight_ih, bias, hidden, keep=False):
             for x_rows in rows_of_steps(from_x, count):
                 from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
                 kernels.rnn_forward(x_rows, from_h, output_rows[t], *late)
