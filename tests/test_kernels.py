@@ -114,6 +114,27 @@ def test_what_a_checkpoint_computes_again_may_have_another_backend(fast, kind, s
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
 
 
+# NumPy's, in Triton's interpreter: infinity is right
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("fast", FAST, indirect=True)
+@pytest.mark.parametrize(
+    "value", [1e4, -1e4, 90.0, -90.0, float("inf"), -float("inf"), float("nan")]
+)
+def test_gates_saturate_as_those_of_plain_pytorch(fast, value):
+    gates = torch.full((3, 4 * 19), value, device=DEVICE)
+    results = []
+    for name in ("plain", fast):
+        with use_backend(name):
+            kernels = choose(gates)
+        new, h = (torch.empty(3, 19, device=DEVICE) for _ in "ch")
+        kernels.lstm_forward(gates, None, torch.ones_like(new), None, None, new, h)
+        results.append((new, h))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=1e-6, equal_nan=True)
+    if value == -1e4:  # not merely small: products with what is would be denormal
+        assert (results[1][1] == 0).all()
+
+
 @pytest.mark.parametrize("fast", FAST, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_kernels_take_what_hooks_made_contiguous(fast, kind):
