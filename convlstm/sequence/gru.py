@@ -78,9 +78,8 @@ def gru_sequence(
 class _GRU(torch.autograd.Function):
     """All maps are (T, B, channels, h, w) with channels last in memory.
 
-    What the input convolution gives for some steps, maps of 3H channels, is overwritten by what the
-    kernels keep of the gates, in an order of their own, and that by its gradients, in the order
-    r, z, n.
+    What the input convolution gives, maps of 3H channels, is overwritten by what the kernels keep
+    of the gates, in an order of their own, and that by the gates' gradients, in the order r, z, n.
 
     With segments of `every` steps no gates are kept, and of the hidden states those that a segment
     begins with: the backward pass computes the others again, a segment at a time.
