@@ -91,7 +91,8 @@ class _LSTM(torch.autograd.Function):
     """All maps are (T, B, channels, h, w) with channels last in memory.
 
     What the input convolution gives, maps of 4H channels, is overwritten by what the kernels keep
-    of the gates, in an order of their own, and that by the gates' gradients, in the order i, f, g, o.
+    of the gates, in an order of their own, and that by the gates' gradients, in the order i, f, g,
+    o.
 
     With segments of `every` steps no gates are kept, and of the states those that a segment begins
     with: the backward pass computes the others again, a segment at a time.
