@@ -31,9 +31,11 @@ def _clean():
     assert not left, f"the test left {sorted(map(str, left))}"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_compiled(monkeypatch):
-    """Kernels that the user has compiled are not what is tested."""
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_compiled():
+    """Kernels that the user has compiled are not what is tested, in no fixture either."""
     from convlstm.kernels import native
 
-    monkeypatch.setattr(native, "library", lambda: ROOT / "no library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: ROOT / "no library")
+        yield
