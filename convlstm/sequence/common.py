@@ -97,20 +97,29 @@ def input_gates(
     weight_ih: Tensor | None,
     bias: Tensor | None,
     channels: int,
-    keep: bool,
-) -> Iterator[tuple[int, Tensor | None]]:
-    """W_x * x + b of some steps at a time: how many, and new maps (t, B, G·H, h, w).
+    kept: list[Tensor] | None,
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Of each step the rows (N, G·H) of W_x * x + b, and those for the gates to be kept in.
 
-    All steps at once if they are kept. Else as many as fit into AHEAD bytes are convolved in one
-    call, ahead of the loop: few calls, and what they give is still in the cache when it is read.
-    Without b if the kernels add it, and None where there is nothing else.
+    They are the same rows: gates overwrite them. Without b if the kernels add it; None where there
+    is nothing else, and for gates that are not kept.
+
+    Args:
+        kernels: What computes the gates.
+        x: Inputs (T, B, C, h, w).
+        weight_ih: Input kernel, or None.
+        bias: (G·H,) or None.
+        channels: G·H.
+        kept: The maps that the gates are kept in (T, B, G·H, h, w) are appended to it, and all
+            steps are convolved in one call. If None, as many as fit into AHEAD bytes, ahead of the
+            loop: few calls, and what they give is still in the cache when it is read.
     """
     steps, batch, _, *size = x.shape
     step = max(1, batch * channels * math.prod(size) * x.element_size())  # bytes
     ahead = max(1, AHEAD["cpu" if x.device.type == "cpu" else "other"] // step)
     late = kernels.ADDS_BIAS
     kernel = None if weight_ih is None else channels_last(weight_ih)
-    for part in x.split(steps if keep else ahead):
+    for part in x.split(ahead if kept is None else steps):
         maps = None
         if kernel is not None:
             flat = channels_last(part.flatten(0, 1))
@@ -119,7 +128,13 @@ def input_gates(
         elif not late:
             maps = empty_maps(x, len(part), batch, channels, *size)
             maps.copy_(x.new_zeros(()) if bias is None else bias.view(-1, 1, 1))
-        yield len(part), maps
+        none = [None] * len(part)
+        from_x: Sequence[Tensor | None] = none if maps is None else step_rows(maps)
+        gates: Sequence[Tensor | None] = none
+        if kept is not None:
+            kept.append(empty_maps(x, steps, batch, channels, *size) if maps is None else maps)
+            gates = step_rows(kept[0])
+        yield from zip(from_x, gates, strict=True)
 
 
 def as_saved(gates: Tensor) -> Tensor:
@@ -239,11 +254,6 @@ def plus(total: Tensor | None, part: Tensor) -> Tensor:
 def rows(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) as rows (B·h·w, C); the same memory if they have channels last."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-
-
-def rows_of_steps(series: Tensor | None, steps: int) -> Sequence[Tensor | None]:
-    """`step_rows`, or None for each step."""
-    return [None] * steps if series is None else step_rows(series)
 
 
 def step_rows(series: Tensor) -> tuple[Tensor, ...]:

@@ -24,7 +24,6 @@ from convlstm.sequence.common import (
     input_gates,
     plus,
     rows,
-    rows_of_steps,
     segment_ends,
     segments,
     step_rows,
@@ -214,24 +213,16 @@ def _advance(
     """
     x, weight_ih, weight_hh, bias, bias_hh = inputs
     late = (bias,) if kernels.ADDS_BIAS else ()
-    keep = candidates is not None
-    candidate_rows = rows_of_steps(candidates, len(x))
+    candidate_rows = [None] * len(x) if candidates is None else step_rows(candidates)
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    gates = None
-    t = 0
-    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh), keep):
-        if keep:  # over what the input convolution gave, if anything
-            gates = from_x
-            if gates is None:
-                gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
-        gate_rows = rows_of_steps(gates, count)
-        for x_rows, gate in zip(rows_of_steps(from_x, count), gate_rows, strict=True):
-            before = from_h = None
-            if h is not None:
-                before = rows(h)
-                from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            states = before, gate, candidate_rows[t], output_rows[t]
-            kernels.gru_forward(x_rows, from_h, bias_hh, *states, *late)
-            h = maps[t]
-            t += 1
-    return gates
+    kept: list[Tensor] | None = None if candidates is None else []
+    steps = input_gates(kernels, x, weight_ih, bias, len(weight_hh), kept)
+    for t, (from_x, gates) in enumerate(steps):
+        before = from_h = None
+        if h is not None:
+            before = rows(h)
+            from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+        states = before, gates, candidate_rows[t], output_rows[t]
+        kernels.gru_forward(from_x, from_h, bias_hh, *states, *late)
+        h = maps[t]
+    return kept[0] if kept else None

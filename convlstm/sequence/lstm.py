@@ -23,7 +23,6 @@ from convlstm.sequence.common import (
     input_gates,
     plus,
     rows,
-    rows_of_steps,
     segment_ends,
     segments,
     step_rows,
@@ -254,22 +253,13 @@ def _advance(
     h, c = state
     late = (bias,) if kernels.ADDS_BIAS else ()
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
-    gates = None
-    t = 0
-    for count, from_x in input_gates(kernels, x, weight_ih, bias, len(weight_hh), keep):
-        if keep:  # over what the input convolution gave, if anything
-            gates = from_x
-            if gates is None:
-                gates = empty_maps(x, count, x.shape[1], len(weight_hh), *x.shape[3:])
-        gate_rows = rows_of_steps(gates, count)
-        for x_rows, gate in zip(rows_of_steps(from_x, count), gate_rows, strict=True):
-            from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
-            kernels.lstm_forward(
-                x_rows, from_h, c, peepholes, gate, cells[t], output_rows[t], *late
-            )
-            h, c = maps[t], cells[t]
-            t += 1
-    return gates
+    kept: list[Tensor] | None = [] if keep else None
+    steps = input_gates(kernels, x, weight_ih, bias, len(weight_hh), kept)
+    for t, (from_x, gates) in enumerate(steps):
+        from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+        kernels.lstm_forward(from_x, from_h, c, peepholes, gates, cells[t], output_rows[t], *late)
+        h, c = maps[t], cells[t]
+    return kept[0] if kept else None
 
 
 def peephole_rows(peephole: Tensor | None, batch: int) -> Tensor | None:

@@ -19,7 +19,6 @@ from convlstm.sequence.common import (
     first_derivative_only,
     input_gates,
     rows,
-    rows_of_steps,
     segments,
     step_rows,
 )
@@ -81,13 +80,11 @@ class _RNN(torch.autograd.Function):
         late = (bias,) if kernels.ADDS_BIAS else ()
         output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
-        t = 0
-        for count, from_x in input_gates(kernels, x, weight_ih, bias, hidden, keep=False):
-            for x_rows in rows_of_steps(from_x, count):
-                from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
-                kernels.rnn_forward(x_rows, from_h, output_rows[t], *late)
-                h = maps[t]
-                t += 1
+        inputs = input_gates(kernels, x, weight_ih, bias, hidden, None)
+        for t, (from_x, _) in enumerate(inputs):
+            from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            kernels.rnn_forward(from_x, from_h, output_rows[t], *late)
+            h = maps[t]
         ctx.every = min(every, steps)
         ctx.save_for_backward(x, weight_ih, weight_hh, h0, mask, outputs, mark(kernels))
         ctx.set_materialize_grads(False)
