@@ -32,10 +32,8 @@ def _clean():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _nothing_compiled():
-    """Kernels that the user has compiled are not what is tested, in no fixture either."""
-    from convlstm.kernels import native
-
+def _nothing_compiled(tmp_path_factory):
+    """Kernels that the user has compiled are not what is tested, in no process that tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: ROOT / "no library")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -300,11 +300,10 @@ def trained(layer, x):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@torch.no_grad()
 def test_input_gates_made_a_few_steps_at_a_time_are_the_same(kind, monkeypatch):
     layer = kind(2, 3).double()
-    x = torch.randn(2, 5, 2, 4, 6, dtype=torch.float64)
-    expected, _ = layer(x)
+    x = torch.randn(2, 5, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    expected = trained(layer, x)
     at_once = []
 
     def convolve(x, *args):
@@ -314,9 +313,15 @@ def test_input_gates_made_a_few_steps_at_a_time_are_the_same(kind, monkeypatch):
     monkeypatch.setattr(common, "same_conv2d", convolve)
     step = 2 * layer.weight_ih_l0.shape[0] * 4 * 6 * 8  # bytes
     monkeypatch.setitem(common.AHEAD, "cpu", 2 * step)
-    output, _ = layer(x)
+    with torch.no_grad():
+        output, _ = layer(x)
     assert at_once == [4, 4, 2]  # steps and a batch of two
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(output, expected[0], rtol=0, atol=1e-12)
+    at_once.clear()
+    results = trained(layer, x)
+    assert at_once == ([4, 4, 2] if kind is ConvRNN else [10])  # all that is kept, in one call
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -22,7 +22,7 @@ FLAGS = {
 def build() -> Path:
     """Compiles `native.cpp` and puts it where `native.library` looks.
 
-    It takes GCC 10 or newer, called `c++` unless the environment variable `CXX` names another.
+    It takes GCC 11 or newer, called `c++` unless the environment variable `CXX` names another.
 
     Returns:
         The library.
