@@ -13,9 +13,11 @@ from convlstm.files import replacing
 from convlstm.kernels import native
 
 # What the kernels may use of a processor; no more, so that another one with as much runs them, too.
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+    "AVX512": AVX512,
+    "AVX512_BF16": [*AVX512, "-mavx512bf16"],
 }
 
 
@@ -30,11 +32,11 @@ def build() -> Path:
     Raises:
         OSError: Not on this system, there is no compiler, it fails, or the cache cannot be written.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    if sys.platform != "linux" or capability not in FLAGS:
+    processor = native.processor()
+    if sys.platform != "linux" or processor not in FLAGS:
         raise OSError(
             "the kernels are for Linux on processors with AVX2 or AVX-512; here it is "
-            f"{sys.platform}, {capability}"
+            f"{sys.platform}, {processor}"
         )
     compiler = os.environ.get("CXX") or "c++"
     if shutil.which(compiler) is None:
@@ -45,7 +47,7 @@ def build() -> Path:
     torch_folder = Path(torch.__file__).parent
     headers = torch_folder / "include"
     includes = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
-    options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *FLAGS[capability]]
+    options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *FLAGS[processor]]
     with tempfile.TemporaryDirectory() as folder, replacing(target) as whole:
         compiled = Path(folder, "native.o")
         source = ["-c", str(native.SOURCE), "-o", str(compiled)]

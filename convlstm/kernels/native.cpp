@@ -51,6 +51,11 @@ INLINE inline void put(float* to, Values values, int64_t count) {
 INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
   _mm256_mask_storeu_epi16(to, (1u << count) - 1, reinterpret_cast<__m256i>(values));
 }
+
+INLINE inline Values clamp(Values x, float low, float high) {  // NaN stays NaN
+  const __m512 below = _mm512_min_ps(_mm512_set1_ps(high), reinterpret_cast<__m512>(x));
+  return reinterpret_cast<Values>(_mm512_max_ps(_mm512_set1_ps(low), below));
+}
 #else
 INLINE inline __m256i first(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -72,6 +77,11 @@ INLINE inline void put(float* to, Values values, int64_t count) {
 
 INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
   for (int64_t k = 0; k < count; ++k) to[k].x = values[k];
+}
+
+INLINE inline Values clamp(Values x, float low, float high) {
+  const __m256 below = _mm256_min_ps(_mm256_set1_ps(high), reinterpret_cast<__m256>(x));
+  return reinterpret_cast<Values>(_mm256_max_ps(_mm256_set1_ps(low), below));
 }
 #endif
 
@@ -100,9 +110,13 @@ INLINE inline void store(T* to, Values values, Count count) {
     stored = values;
   } else {
     // Rounded to the nearest, of two to the even one; NaN stays NaN.
+#ifdef __AVX512BF16__
+    stored = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(values)));
+#else
     const Bits bits = reinterpret_cast<Bits>(values);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     stored = __builtin_convertvector(values == values ? rounded : Bits{} + 0x7fc0, Halves);
+#endif
   }
   if constexpr (std::is_same_v<Count, Whole>) {
     std::memcpy(static_cast<void*>(to), &stored, sizeof stored);
@@ -114,8 +128,7 @@ INLINE inline void store(T* to, Values values, Count count) {
 // e^x, right to 2e-7 of it, from e^-87 (and of what is less) to e^88; of more than 88.4 infinity.
 INLINE inline Values exponential(Values x) {
   constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
-  x = x > 89.0f ? Values{} + 89.0f : x;
-  x = x < -87.0f ? Values{} - 87.0f : x;
+  x = clamp(x, -87.0f, 89.0f);
   const Values shifted = x * 0x1.715476p0f + SHIFT;  // x / ln 2
   const Values whole = shifted - SHIFT;
   const Values rest = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;  // ln 2 in two parts

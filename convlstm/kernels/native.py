@@ -25,9 +25,20 @@ def library() -> Path:
     home = os.path.expanduser("~")  # noqa: PTH111 (pathlib raises where there is none)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
     sources = (path.read_text("utf-8") for path in (SOURCE, SOURCE.with_name("build.py")))
-    parts = *sources, torch.__version__, torch.backends.cpu.get_cpu_capability()
+    parts = *sources, torch.__version__, processor()
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache / "convlstm" / f"gates-{key}.so"
+
+
+def processor() -> str:
+    """PyTorch's name for what it uses of the processor, such as AVX512.
+
+    AVX512_BF16 is that with instructions for bfloat16, which PyTorch does not tell apart.
+    """
+    name = torch.backends.cpu.get_cpu_capability()
+    about = Path("/proc/cpuinfo")
+    rounds = name == "AVX512" and about.exists() and "avx512_bf16" in about.read_text("utf-8")
+    return "AVX512_BF16" if rounds else name
 
 
 def lstm_forward(
