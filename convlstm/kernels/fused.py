@@ -17,6 +17,7 @@ from torch import Tensor
 
 BLOCK = 1024
 ADDS_BIAS = True  # that of the gates; to a convolution on CUDA it costs a pass over memory more
+SUMS_BIAS = False  # atomic sums would not be reproducible
 
 
 def lstm_forward(

@@ -125,6 +125,11 @@ INLINE inline void store(T* to, Values values, Count count) {
   }
 }
 
+template <typename Count>
+INLINE inline void add(float* to, Values values, Count count) {
+  store(to, load(to, count) + values, count);
+}
+
 // e^x, right to 2e-7 of it, from e^-87 (and of what is less) to e^88; of more than 88.4 infinity.
 INLINE inline Values exponential(Values x) {
   constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
@@ -179,13 +184,36 @@ class Peepholes {
   int64_t row_, gate_;  // strides
 };
 
-// Calls body(row) for all rows of (N, H), on several threads.
+// Calls body(begin, end) for parts of the rows of (N, H), on several threads.
+template <typename Body>
+void in_parts(const Tensor& like, Body body) {
+  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, like.size(1)));
+  at::parallel_for(0, like.size(0), grain, body);
+}
+
+// Calls body(row) for all rows.
 template <typename Body>
 void each_row(const Tensor& like, Body body) {
-  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, like.size(1)));
-  at::parallel_for(0, like.size(0), grain, [&](int64_t begin, int64_t end) {
+  in_parts(like, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) body(row);
   });
+}
+
+// Calls body(row, sums) for all rows. The sums (width,), those of a thread, are then added to `total`.
+template <typename Body>
+void each_row(const Tensor& like, int64_t width, Maybe total, Body body) {
+  const int64_t threads = at::get_num_threads(), size = (width + WIDTH - 1) / WIDTH;
+  std::vector<Values> sums(threads * size);
+  const auto of = [&](int64_t thread) { return reinterpret_cast<float*>(&sums[thread * size]); };
+  in_parts(like, [&](int64_t begin, int64_t end) {
+    float* own = of(at::get_thread_num());
+    for (int64_t row = begin; row < end; ++row) body(row, own);
+  });
+  if (!total.has_value()) return;
+  float* all = total->mutable_data_ptr<float>();
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    for (int64_t k = 0; k < width; ++k) all[k] += of(thread)[k];
+  }
 }
 
 // Calls body(k, count) for the channels of a row, a vector at a time from channel k on.
@@ -258,7 +286,7 @@ void lstm_forward(const Tensor& from_x, Maybe from_h, Maybe c, Maybe peephole, M
 }
 
 void lstm_backward(const Tensor& gates, Maybe c, const Tensor& fresh, Maybe peephole,
-                   Maybe d_output, Maybe d_through, const Tensor& d_c) {
+                   Maybe d_output, Maybe d_through, const Tensor& d_c, Maybe d_bias) {
   const int64_t H = fresh.size(1);
   const Source<float> old(c, H), cells(fresh, H);
   const Peepholes peep(peephole, H);
@@ -267,7 +295,7 @@ void lstm_backward(const Tensor& gates, Maybe c, const Tensor& fresh, Maybe peep
     using T = decltype(zero);
     const Source<T> after(d_output, H), through(d_through, H);
     T* kept = gates.mutable_data_ptr<T>();
-    each_row(fresh, [&](int64_t row) {
+    each_row(fresh, 4 * H, d_bias, [&](int64_t row, float* sums) {
       const T *from_output = after[row], *from_next = through[row];
       const float *before = old[row], *c_new = cells[row], *peep_i = peep.of(0, row);
       const float *peep_f = peep.of(1, row), *peep_o = peep.of(2, row);
@@ -283,10 +311,15 @@ void lstm_backward(const Tensor& gates, Maybe c, const Tensor& fresh, Maybe peep
             d_o * load(peep_o + k, n);
         const Values d_i = d_new * g * i * (1.0f - i);
         const Values d_f = d_new * load(before + k, n) * f * (1.0f - f);
+        const Values d_g = d_new * i * (1.0f - g * g);
         store(gate + k, d_i, n);
         store(gate + H + k, d_f, n);
-        store(gate + 2 * H + k, d_new * i * (1.0f - g * g), n);
+        store(gate + 2 * H + k, d_g, n);
         store(gate + 3 * H + k, d_o, n);
+        add(sums + k, d_i, n);
+        add(sums + H + k, d_f, n);
+        add(sums + 2 * H + k, d_g, n);
+        add(sums + 3 * H + k, d_o, n);
         const Values past = d_i * load(peep_i + k, n) + d_f * load(peep_f + k, n);
         store(d_cell + k, d_new * f + past, n);
       });
@@ -328,14 +361,14 @@ void gru_forward(const Tensor& from_x, Maybe from_h, Maybe bias, Maybe h, Maybe 
 }
 
 void gru_backward(const Tensor& gates, const Tensor& candidate, Maybe h, Maybe d_output,
-                  Maybe d_through, const Tensor& d_h, const Tensor& d_hidden) {
+                  Maybe d_through, const Tensor& d_h, const Tensor& d_hidden, Maybe d_bias) {
   const int64_t H = d_h.size(1);
   float* d_old = d_h.mutable_data_ptr<float>();
   typed(gates, [&](auto zero) {
     using T = decltype(zero);
     const Source<T> old(h, H), after(d_output, H), through(d_through, H), multiplied(candidate, H);
     T *kept = gates.mutable_data_ptr<T>(), *d_from_h = d_hidden.mutable_data_ptr<T>();
-    each_row(d_h, [&](int64_t row) {
+    each_row(d_h, 3 * H, d_bias, [&](int64_t row, float* sums) {
       const T *from_output = after[row], *from_next = through[row];
       const T *before = old[row], *q = multiplied[row];
       T *gate = kept + row * 3 * H, *d_gate = d_from_h + row * 3 * H;
@@ -355,6 +388,9 @@ void gru_backward(const Tensor& gates, const Tensor& candidate, Maybe h, Maybe d
         store(d_gate + H + k, d_z, n);
         store(d_gate + 2 * H + k, d_n * r, n);
         store(d_before + k, d_new * z, n);
+        add(sums + k, d_r, n);
+        add(sums + H + k, d_z, n);
+        add(sums + 2 * H + k, d_n, n);
       });
     });
   });
@@ -376,19 +412,22 @@ void rnn_forward(const Tensor& from_x, Maybe from_h, const Tensor& h) {
   });
 }
 
-void rnn_backward(const Tensor& h, Maybe d_output, Maybe d_through, const Tensor& d_gates) {
+void rnn_backward(const Tensor& h, Maybe d_output, Maybe d_through, const Tensor& d_gates,
+                  Maybe d_bias) {
   const int64_t H = h.size(1);
   typed(h, [&](auto zero) {
     using T = decltype(zero);
     const Source<T> output(h, H), after(d_output, H), through(d_through, H);
-    T* d_sums = d_gates.mutable_data_ptr<T>();
-    each_row(h, [&](int64_t row) {
+    T* d_gate_rows = d_gates.mutable_data_ptr<T>();
+    each_row(h, H, d_bias, [&](int64_t row, float* sums) {
       const T *h_new = output[row], *from_output = after[row], *from_next = through[row];
-      T* d_sum = d_sums + row * H;
+      T* d_gate = d_gate_rows + row * H;
       by_vectors(H, [&](int64_t k, auto n) INLINE {
         const Values value = load(h_new + k, n);
         const Values d_h = load(from_output + k, n) + load(from_next + k, n);
-        store(d_sum + k, d_h * (1.0f - value * value), n);
+        const Values d_sum = d_h * (1.0f - value * value);
+        store(d_gate + k, d_sum, n);
+        add(sums + k, d_sum, n);
       });
     });
   });
@@ -400,12 +439,14 @@ TORCH_LIBRARY(convlstm, library) {
   library.def("lstm_forward(Tensor from_x, Tensor? from_h, Tensor? c, Tensor? peephole, "
               "Tensor(a!)? gates, Tensor(b!) new, Tensor(c!) h) -> ()", &lstm_forward);
   library.def("lstm_backward(Tensor(a!) gates, Tensor? c, Tensor new, Tensor? peephole, "
-              "Tensor? d_output, Tensor? d_through, Tensor(b!) d_c) -> ()", &lstm_backward);
+              "Tensor? d_output, Tensor? d_through, Tensor(b!) d_c, Tensor(c!)? d_bias) -> ()",
+              &lstm_backward);
   library.def("gru_forward(Tensor from_x, Tensor? from_h, Tensor? bias, Tensor? h, "
               "Tensor(a!)? gates, Tensor(b!)? candidate, Tensor(c!) new) -> ()", &gru_forward);
   library.def("gru_backward(Tensor(a!) gates, Tensor candidate, Tensor? h, Tensor? d_output, "
-              "Tensor? d_through, Tensor(b!) d_h, Tensor(c!) d_hidden) -> ()", &gru_backward);
+              "Tensor? d_through, Tensor(b!) d_h, Tensor(c!) d_hidden, Tensor(d!)? d_bias) -> ()",
+              &gru_backward);
   library.def("rnn_forward(Tensor from_x, Tensor? from_h, Tensor(a!) h) -> ()", &rnn_forward);
   library.def("rnn_backward(Tensor h, Tensor? d_output, Tensor? d_through, "
-              "Tensor(a!) d_gates) -> ()", &rnn_backward);
+              "Tensor(a!) d_gates, Tensor(b!)? d_bias) -> ()", &rnn_backward);
 }

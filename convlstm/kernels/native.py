@@ -14,6 +14,7 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 ADDS_BIAS = False  # to a convolution it costs nothing
+SUMS_BIAS = True  # of the gradients at hand; a sum of its own is a pass over memory more
 
 
 @functools.cache
@@ -63,10 +64,14 @@ def lstm_backward(
     d_output: Tensor | None,
     d_through: Tensor | None,
     d_c: Tensor,
+    d_bias: Tensor | None = None,
 ) -> None:
-    """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`."""
+    """The gradients of one step of the ConvLSTM; see `plain.lstm_backward`.
+
+    That of the bias (4H,), in float32, is added to `d_bias`.
+    """
     read = _read(c), _read(new), _read(peephole), _read(d_output), _read(d_through)
-    torch.ops.convlstm.lstm_backward(gates, *read, d_c)
+    torch.ops.convlstm.lstm_backward(gates, *read, d_c, d_bias)
 
 
 def gru_forward(
@@ -91,10 +96,14 @@ def gru_backward(
     d_through: Tensor | None,
     d_h: Tensor,
     d_hidden: Tensor,
+    d_bias: Tensor | None = None,
 ) -> None:
-    """The gradients of one step of the ConvGRU; see `plain.gru_backward`."""
+    """The gradients of one step of the ConvGRU; see `plain.gru_backward`.
+
+    That of the bias (3H,), in float32, is added to `d_bias`.
+    """
     read = _read(candidate), _read(h), _read(d_output), _read(d_through)
-    torch.ops.convlstm.gru_backward(gates, *read, d_h, d_hidden)
+    torch.ops.convlstm.gru_backward(gates, *read, d_h, d_hidden, d_bias)
 
 
 def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
@@ -103,11 +112,18 @@ def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
 
 
 def rnn_backward(
-    h: Tensor, d_output: Tensor | None, d_through: Tensor | None, d_gates: Tensor
+    h: Tensor,
+    d_output: Tensor | None,
+    d_through: Tensor | None,
+    d_gates: Tensor,
+    d_bias: Tensor | None = None,
 ) -> None:
-    """The gradients of one step of the ConvRNN; see `plain.rnn_backward`."""
+    """The gradients of one step of the ConvRNN; see `plain.rnn_backward`.
+
+    That of the bias (H,), in float32, is added to `d_bias`.
+    """
     read = _read(h), _read(d_output), _read(d_through)
-    torch.ops.convlstm.rnn_backward(*read, d_gates)
+    torch.ops.convlstm.rnn_backward(*read, d_gates, d_bias)
 
 
 def _read(rows: Tensor | None) -> Tensor | None:

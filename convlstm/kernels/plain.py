@@ -16,6 +16,7 @@ Planes = tuple[int, ...]  # of each group
 
 aten = torch.ops.aten
 ADDS_BIAS = False  # to a convolution it costs nothing
+SUMS_BIAS = False  # in tiles it would take calls more than a sum of its own
 TILE = 131072  # values of one gate that a thread works on at a time: the fastest of those tried
 BLOCK = 16384  # values of one gate that lie together in a plane
 SHAPES = 64  # of which tiles are kept

@@ -167,8 +167,12 @@ class InputGradients:
 
     None where not wanted. A gradient takes one call for all steps of a segment.
 
+    Attributes:
+        sums: What the kernels add that of the bias to, as a last argument where they do.
+
     Args:
         ctx: That of a function whose inputs begin with x, weight_ih, weight_hh, bias.
+        kernels: What computes the gates' gradients.
         x: Inputs (T, B, C, h, w).
         weight_ih: Input kernel, or None without input.
         weight_hh: Hidden kernel.
@@ -178,6 +182,7 @@ class InputGradients:
     def __init__(
         self,
         ctx: Any,
+        kernels: ModuleType,
         x: Tensor,
         weight_ih: Tensor | None,
         weight_hh: Tensor,
@@ -190,6 +195,10 @@ class InputGradients:
         self._d_weight_ih: Tensor | None = None
         self._d_weight_hh: Tensor | None = None
         self._d_bias: Tensor | None = None
+        self.sums: tuple[Tensor, ...] = ()
+        if self._wants_bias and kernels.SUMS_BIAS:
+            self._d_bias = x.new_zeros(len(weight_hh), dtype=exact(x))
+            self.sums = (self._d_bias,)
 
     def add(
         self, start: int, from_x: Tensor, from_h: Tensor, before: Tensor, first: Tensor | None
@@ -213,7 +222,7 @@ class InputGradients:
             if self._wants_ih:
                 part = same_conv2d_grad_weight(flat, maps, self._weight_ih)
                 self._d_weight_ih = plus(self._d_weight_ih, part)
-        if self._wants_bias:
+        if self._wants_bias and not self.sums:
             part = flat.sum((2, 3)).sum(0)  # in two sums, which is faster than in one
             self._d_bias = plus(self._d_bias, part)
         if self._wants_hh:

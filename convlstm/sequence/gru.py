@@ -149,7 +149,7 @@ class _GRU(torch.autograd.Function):
         if d_last is not None:
             d_h += d_last
         d_h_rows = rows(d_h)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
         d_bias_hh = through = None
 
         for start, stop in segments(steps, every):
@@ -170,6 +170,7 @@ class _GRU(torch.autograd.Function):
                     through,
                     d_h_rows,
                     hidden_rows[here],
+                    *gradients.sums,
                 )
                 if t > 0 or ctx.needs_input_grad[5]:
                     d_through = same_conv2d_grad_x(hidden_maps[here], outputs[0], weight_hh)

@@ -183,7 +183,7 @@ class _LSTM(torch.autograd.Function):
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
         d_c_rows = rows(d_c)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
         d_peephole = None
 
         for start, stop in segments(steps, every):
@@ -205,7 +205,14 @@ class _LSTM(torch.autograd.Function):
                 c = cell_rows[here - 1] if here > 0 else first_c
                 d_output = None if d_outputs is None else rows(d_outputs[t])
                 kernels.lstm_backward(
-                    gate_rows[here], c, cell_rows[here], peepholes, d_output, through, d_c_rows
+                    gate_rows[here],
+                    c,
+                    cell_rows[here],
+                    peepholes,
+                    d_output,
+                    through,
+                    d_c_rows,
+                    *gradients.sums,
                 )
                 d_h = None
                 if t > 0 or ctx.needs_input_grad[4]:

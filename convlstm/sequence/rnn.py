@@ -102,11 +102,12 @@ class _RNN(torch.autograd.Function):
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         gate_maps = d_gates.unbind(0)
         through = None if d_h is None else rows(d_h)
-        gradients = InputGradients(ctx, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
         for start, stop in segments(steps, ctx.every):
             for t in reversed(range(start, stop)):
                 d_output = None if d_outputs is None else rows(d_outputs[t])
-                kernels.rnn_backward(output_rows[t], d_output, through, gate_rows[t - start])
+                here = gate_rows[t - start]
+                kernels.rnn_backward(output_rows[t], d_output, through, here, *gradients.sums)
                 d_h = None
                 if t > 0 or ctx.needs_input_grad[4]:
                     d_h = same_conv2d_grad_x(gate_maps[t - start], outputs[0], weight_hh)
