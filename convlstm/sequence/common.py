@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+from convlstm.convolution import (
+    Convolution,
+    repeated_conv2d,
+    repeated_conv2d_grad_x,
+    same_conv2d,
+    same_conv2d_grad_weight,
+    same_conv2d_grad_x,
+)
 from convlstm.kernels.plain import exact
 
 # Bytes of input gates that are computed ahead; twice that are there while the next are computed. On
@@ -137,6 +144,39 @@ def input_gates(
         yield from zip(from_x, gates, strict=True)
 
 
+class HiddenConvolution:
+    """That of a hidden state at each step, after recurrent dropout, and its gradient.
+
+    Args:
+        weight_hh: Hidden kernel.
+        mask: Recurrent dropout, or None.
+        outputs: Maps (T, B, H, h, w) for hidden states, of which the shape counts.
+
+    Attributes:
+        weight: The kernel, with channels last.
+        mask: As given.
+    """
+
+    def __init__(self, weight_hh: Tensor, mask: Tensor | None, outputs: Tensor) -> None:
+        self.weight, self.mask, self._like = channels_last(weight_hh), mask, outputs
+
+    @functools.cached_property
+    def _convolve(self) -> Convolution:
+        return repeated_conv2d(self.weight, self._like[0], len(self._like))
+
+    @functools.cached_property
+    def _convolve_back(self) -> Convolution:
+        return repeated_conv2d_grad_x(self.weight, self._like[0], len(self._like))
+
+    def rows(self, h: Tensor) -> Tensor:
+        """Rows (N, G·H) of maps h (B, H, h, w)."""
+        return rows(self._convolve(apply_mask(h, self.mask)))
+
+    def gradient(self, from_h: Tensor) -> Tensor:
+        """The gradient of h (B, H, h, w) from that of the maps that came of it (B, G·H, h, w)."""
+        return apply_mask(self._convolve_back(from_h), self.mask)
+
+
 def as_saved(gates: Tensor) -> Tensor:
     """Maps (t, B, G·H, h, w) as they lie in memory: hooks may change strides."""
     return gates.movedim(2, -1)
@@ -175,8 +215,7 @@ class InputGradients:
         kernels: What computes the gates' gradients.
         x: Inputs (T, B, C, h, w).
         weight_ih: Input kernel, or None without input.
-        weight_hh: Hidden kernel.
-        mask: Recurrent dropout, or None.
+        convolution: That of the hidden states.
     """
 
     def __init__(
@@ -185,11 +224,10 @@ class InputGradients:
         kernels: ModuleType,
         x: Tensor,
         weight_ih: Tensor | None,
-        weight_hh: Tensor,
-        mask: Tensor | None,
+        convolution: HiddenConvolution,
     ) -> None:
         self._wants_x, self._wants_ih, self._wants_hh, self._wants_bias = ctx.needs_input_grad[:4]
-        self._x, self._weight_hh, self._mask = x, channels_last(weight_hh), mask
+        self._x, self._convolution = x, convolution
         self._weight_ih = None if weight_ih is None else channels_last(weight_ih)
         self._d_x: Tensor | None = None
         self._d_weight_ih: Tensor | None = None
@@ -197,7 +235,7 @@ class InputGradients:
         self._d_bias: Tensor | None = None
         self.sums: tuple[Tensor, ...] = ()
         if self._wants_bias and kernels.SUMS_BIAS:
-            self._d_bias = x.new_zeros(len(weight_hh), dtype=exact(x))
+            self._d_bias = x.new_zeros(len(convolution.weight), dtype=exact(x))
             self.sums = (self._d_bias,)
 
     def add(
@@ -234,7 +272,7 @@ class InputGradients:
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, weight_ih, weight_hh and bias."""
         if self._wants_hh and self._d_weight_hh is None:  # a single step, from zero
-            self._d_weight_hh = torch.zeros_like(self._weight_hh)
+            self._d_weight_hh = torch.zeros_like(self._convolution.weight)
         d_weight_ih, d_weight_hh, d_bias = (
             None if total is None else total.to(self._x.dtype)
             for total in (self._d_weight_ih, self._d_weight_hh, self._d_bias)
@@ -250,8 +288,8 @@ class InputGradients:
         self._d_x[start:stop] = d_x
 
     def _add_hidden(self, from_h: Tensor, before: Tensor) -> None:
-        maps = channels_last(apply_mask(before, self._mask).flatten(0, 1))
-        part = same_conv2d_grad_weight(from_h.flatten(0, 1), maps, self._weight_hh)
+        maps = channels_last(apply_mask(before, self._convolution.mask).flatten(0, 1))
+        part = same_conv2d_grad_weight(from_h.flatten(0, 1), maps, self._convolution.weight)
         self._d_weight_hh = plus(self._d_weight_hh, part)
 
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from convlstm.cells.gru import gru_gates
-from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
+    HiddenConvolution,
     InputGradients,
     Saved,
-    apply_mask,
     as_it_is,
     as_saved,
     autocast_to,
@@ -99,14 +98,14 @@ class _GRU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
-        weight_hh = channels_last(weight_hh)
         outputs = empty_maps(x, steps, batch, hidden, *size)
         every = min(every, steps)
         # What the reset gate multiplies, W_hn * h + b_hn, of every step.
         candidates = empty_maps(x, steps, batch, hidden, *size) if keep and not every else None
         kernels = choose(outputs)
-        inputs = x, weight_ih, weight_hh, bias, bias_hh
-        gates = _advance(kernels, inputs, h0, mask, candidates, outputs)
+        inputs = x, weight_ih, bias, bias_hh
+        convolution = HiddenConvolution(weight_hh, mask, outputs)
+        gates = _advance(kernels, inputs, convolution, h0, candidates, outputs)
         if keep:
             ctx.every = every
             kept = segment_ends(outputs, every) if every else outputs
@@ -142,6 +141,7 @@ class _GRU(torch.autograd.Function):
         else:
             gates = to_overwrite(gates)
         output_rows, candidate_rows = step_rows(outputs), step_rows(candidates)
+        convolution = HiddenConvolution(weight_hh, mask, outputs)
         # Gradients of the hidden convolution's output; those of the input's overwrite the gates.
         d_hidden = empty_maps(outputs, every or steps, batch, 3 * hidden, *size)
         hidden_rows, hidden_maps = step_rows(d_hidden), d_hidden.unbind(0)
@@ -149,16 +149,16 @@ class _GRU(torch.autograd.Function):
         if d_last is not None:
             d_h += d_last
         d_h_rows = rows(d_h)
-        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, convolution)
         d_bias_hh = through = None
 
         for start, stop in segments(steps, every):
             first = h0 if start == 0 else kept[start // every - 1]
             first_rows = None if first is None else rows(first)
             if every:
-                inputs = x[start:stop], weight_ih, weight_hh, bias, bias_hh
+                inputs = x[start:stop], weight_ih, bias, bias_hh
                 gates = None  # those of the last segment make room
-                gates = _advance(kernels, inputs, first, mask, candidates, outputs)
+                gates = _advance(kernels, inputs, convolution, first, candidates, outputs)
             gate_rows = step_rows(gates)
             for t in reversed(range(start, stop)):
                 here = t - start
@@ -173,8 +173,7 @@ class _GRU(torch.autograd.Function):
                     *gradients.sums,
                 )
                 if t > 0 or ctx.needs_input_grad[5]:
-                    d_through = same_conv2d_grad_x(hidden_maps[here], outputs[0], weight_hh)
-                    d_through = apply_mask(d_through, mask)
+                    d_through = convolution.gradient(hidden_maps[here])
                     through = rows(d_through)
             from_h = d_hidden[: stop - start]
             gradients.add(start, gates, from_h, outputs[: stop - start - 1], first)
@@ -192,9 +191,9 @@ class _GRU(torch.autograd.Function):
 
 def _advance(
     kernels: ModuleType,
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None],
+    inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    convolution: HiddenConvolution,
     h: Tensor | None,
-    mask: Tensor | None,
     candidates: Tensor | None,
     outputs: Tensor,
 ) -> Tensor | None:
@@ -202,9 +201,9 @@ def _advance(
 
     Args:
         kernels: What computes the gates.
-        inputs: x (t, B, C, h, w), weight_ih, weight_hh, bias, bias_hh.
+        inputs: x (t, B, C, h, w), weight_ih, bias, bias_hh.
+        convolution: That of the hidden states.
         h: The first hidden state, as maps.
-        mask: Recurrent dropout.
         candidates: Maps (at least t, B, H, h, w) for the candidates, or None where there will be
             no backward pass.
         outputs: Maps (at least t, B, H, h, w) for the hidden states.
@@ -212,17 +211,17 @@ def _advance(
     Returns:
         The gates of all steps (t, B, 3H, h, w), as the kernels keep them, or None.
     """
-    x, weight_ih, weight_hh, bias, bias_hh = inputs
+    x, weight_ih, bias, bias_hh = inputs
     late = (bias,) if kernels.ADDS_BIAS else ()
     candidate_rows = [None] * len(x) if candidates is None else step_rows(candidates)
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
     kept: list[Tensor] | None = None if candidates is None else []
-    steps = input_gates(kernels, x, weight_ih, bias, len(weight_hh), kept)
+    steps = input_gates(kernels, x, weight_ih, bias, 3 * outputs.shape[2], kept)
     for t, (from_x, gates) in enumerate(steps):
         before = from_h = None
         if h is not None:
             before = rows(h)
-            from_h = rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            from_h = convolution.rows(h)
         states = before, gates, candidate_rows[t], output_rows[t]
         kernels.gru_forward(from_x, from_h, bias_hh, *states, *late)
         h = maps[t]

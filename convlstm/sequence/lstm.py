@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.kernels.plain import exact
 from convlstm.sequence.common import (
+    HiddenConvolution,
     InputGradients,
     Saved,
-    apply_mask,
     as_it_is,
     as_saved,
     autocast_to,
@@ -114,7 +113,6 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
-        weight_hh = channels_last(weight_hh)
         outputs = empty_maps(x, steps, batch, hidden, *size)
         every = min(every, steps)
         span = (every or 1) if keep else steps  # of so many steps one cell state, the last, is kept
@@ -126,10 +124,10 @@ class _LSTM(torch.autograd.Function):
         cell_rows = step_rows(cells)
         gates = _advance(
             kernels,
-            (x, weight_ih, weight_hh, bias),
+            (x, weight_ih, bias),
+            HiddenConvolution(weight_hh, mask, outputs),
             (h0, first),
             peephole_rows(peephole, batch),
-            mask,
             [cell_rows[t // span] for t in range(steps)],
             outputs,
             keep and not every,
@@ -179,11 +177,12 @@ class _LSTM(torch.autograd.Function):
         else:
             gates = to_overwrite(gates)
         cell_rows = step_rows(cells)
+        convolution = HiddenConvolution(weight_hh, mask, outputs)
         peepholes = peephole_rows(peephole, batch)
         through = None if d_h is None else rows(d_h)
         d_c = channels_last(torch.zeros_like(cells[0]) if d_c is None else d_c.clone())
         d_c_rows = rows(d_c)
-        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, convolution)
         d_peephole = None
 
         for start, stop in segments(steps, every):
@@ -191,11 +190,11 @@ class _LSTM(torch.autograd.Function):
             if start > 0:
                 first_h, first_c = kept_h[start // every - 1], rows(kept_c[start // every - 1])
             if every:
-                inputs = x[start:stop], weight_ih, weight_hh, bias
+                inputs = x[start:stop], weight_ih, bias
                 states = first_h, first_c
                 gates = None  # those of the last segment make room
                 gates = _advance(
-                    kernels, inputs, states, peepholes, mask, cell_rows, outputs, keep=True
+                    kernels, inputs, convolution, states, peepholes, cell_rows, outputs, keep=True
                 )
             gate_rows, gate_maps = step_rows(gates), gates.unbind(0)
             for t in reversed(range(start, stop)):
@@ -216,8 +215,7 @@ class _LSTM(torch.autograd.Function):
                 )
                 d_h = None
                 if t > 0 or ctx.needs_input_grad[4]:
-                    d_h = same_conv2d_grad_x(gate_maps[here], outputs[0], weight_hh)
-                    d_h = apply_mask(d_h, mask)
+                    d_h = convolution.gradient(gate_maps[here])
                     through = rows(d_h)
             gradients.add(start, gates, gates, outputs[: stop - start - 1], first_h)
             if ctx.needs_input_grad[6]:
@@ -233,10 +231,10 @@ class _LSTM(torch.autograd.Function):
 
 def _advance(
     kernels: ModuleType,
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    inputs: tuple[Tensor, Tensor | None, Tensor | None],
+    convolution: HiddenConvolution,
     state: tuple[Tensor | None, Tensor | None],
     peepholes: Tensor | None,
-    mask: Tensor | None,
     cells: Sequence[Tensor],
     outputs: Tensor,
     keep: bool,
@@ -245,10 +243,10 @@ def _advance(
 
     Args:
         kernels: What computes the gates.
-        inputs: x (t, B, C, h, w), weight_ih, weight_hh, bias.
+        inputs: x (t, B, C, h, w), weight_ih, bias.
+        convolution: That of the hidden states.
         state: The first h, as maps, and c, as rows.
         peepholes: As rows.
-        mask: Recurrent dropout.
         cells: Rows (N, H) for the cell state of each step; those of several may be the same.
         outputs: Maps (at least t, B, H, h, w) for the hidden states.
         keep: Whether there will be a backward pass.
@@ -256,14 +254,14 @@ def _advance(
     Returns:
         The gates of all steps (t, B, 4H, h, w), as the kernels keep them, or None.
     """
-    x, weight_ih, weight_hh, bias = inputs
+    x, weight_ih, bias = inputs
     h, c = state
     late = (bias,) if kernels.ADDS_BIAS else ()
     output_rows, maps = step_rows(outputs), outputs.unbind(0)
     kept: list[Tensor] | None = [] if keep else None
-    steps = input_gates(kernels, x, weight_ih, bias, len(weight_hh), kept)
+    steps = input_gates(kernels, x, weight_ih, bias, 4 * outputs.shape[2], kept)
     for t, (from_x, gates) in enumerate(steps):
-        from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+        from_h = None if h is None else convolution.rows(h)
         kernels.lstm_forward(from_x, from_h, c, peepholes, gates, cells[t], output_rows[t], *late)
         h, c = maps[t], cells[t]
     return kept[0] if kept else None

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from convlstm.cells.rnn import rnn_gates
-from convlstm.convolution import same_conv2d, same_conv2d_grad_x
 from convlstm.kernels import choose, mark, marked
 from convlstm.sequence.common import (
+    HiddenConvolution,
     InputGradients,
     Saved,
-    apply_mask,
     as_it_is,
     autocast_to,
-    channels_last,
     empty_maps,
     first_derivative_only,
     input_gates,
@@ -72,17 +70,17 @@ class _RNN(torch.autograd.Function):
         mask: Tensor | None,
         every: int,
     ) -> tuple[Tensor, Tensor]:
-        weight_hh = channels_last(weight_hh)
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         outputs = empty_maps(x, steps, batch, hidden, *size)
         kernels = choose(outputs)
         late = (bias,) if kernels.ADDS_BIAS else ()
+        convolution = HiddenConvolution(weight_hh, mask, outputs)
         output_rows, maps = step_rows(outputs), outputs.unbind(0)
         h = h0
         inputs = input_gates(kernels, x, weight_ih, bias, hidden, None)
         for t, (from_x, _) in enumerate(inputs):
-            from_h = None if h is None else rows(same_conv2d(apply_mask(h, mask), weight_hh))
+            from_h = None if h is None else convolution.rows(h)
             kernels.rnn_forward(from_x, from_h, output_rows[t], *late)
             h = maps[t]
         ctx.every = min(every, steps)
@@ -101,8 +99,9 @@ class _RNN(torch.autograd.Function):
         d_gates = empty_maps(outputs, ctx.every or steps, *shape)
         output_rows, gate_rows = step_rows(outputs), step_rows(d_gates)
         gate_maps = d_gates.unbind(0)
+        convolution = HiddenConvolution(weight_hh, mask, outputs)
         through = None if d_h is None else rows(d_h)
-        gradients = InputGradients(ctx, kernels, x, weight_ih, weight_hh, mask)
+        gradients = InputGradients(ctx, kernels, x, weight_ih, convolution)
         for start, stop in segments(steps, ctx.every):
             for t in reversed(range(start, stop)):
                 d_output = None if d_outputs is None else rows(d_outputs[t])
@@ -110,8 +109,7 @@ class _RNN(torch.autograd.Function):
                 kernels.rnn_backward(output_rows[t], d_output, through, here, *gradients.sums)
                 d_h = None
                 if t > 0 or ctx.needs_input_grad[4]:
-                    d_h = same_conv2d_grad_x(gate_maps[t - start], outputs[0], weight_hh)
-                    d_h = apply_mask(d_h, mask)
+                    d_h = convolution.gradient(gate_maps[t - start])
                     through = rows(d_h)
             part = d_gates[: stop - start]
             before = outputs[max(start - 1, 0) : stop - 1]
