@@ -74,11 +74,18 @@ class _End(torch.autograd.Function):
 def autocast_to(x: Tensor, *others: Tensor | None) -> list[Any]:
     """All tensors in one dtype: autocast's where it is on for the device of x, else that of x.
 
-    Autocast leaves float64 alone.
+    Autocast leaves float64 alone. Copies of kernels and maps have channels last, so that there need
+    be no others.
     """
     lowered = autocasts(x) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
-    return [None if value is None else value.to(dtype) for value in (x, *others)]
+    return [None if value is None else _as_dtype(value, dtype) for value in (x, *others)]
+
+
+def _as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.dtype == dtype or value.dim() != 4:
+        return value.to(dtype)
+    return value.to(dtype, memory_format=torch.channels_last)
 
 
 def autocasts(x: Tensor) -> bool:
