@@ -64,14 +64,14 @@ def repeated_conv2d(weight: Tensor, x: Tensor, times: int) -> Convolution:
     PyTorch lays a kernel out for oneDNN at every call. In bfloat16, where convolutions are so much
     faster, this takes a tenth of a step's time and more; it is done once here.
     """
-    if times < FEW or not _can_lay_out(weight):
+    if times < FEW or not _can_lay_out(weight, x):
         return lambda maps: same_conv2d(maps, weight)
     return _laid_out(weight, x.shape[0], *x.shape[2:])
 
 
 def repeated_conv2d_grad_x(weight: Tensor, x: Tensor, times: int) -> Convolution:
     """`same_conv2d_grad_x` with a kernel, made ready for so many calls with maps like x."""
-    if times < FEW or not _can_lay_out(weight):
+    if times < FEW or not _can_lay_out(weight, x):
         return lambda grad: same_conv2d_grad_x(grad, x, weight)
     turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     return _laid_out(turned, x.shape[0], *x.shape[2:])
@@ -99,12 +99,14 @@ def _is_product(x: Tensor, weight: Tensor) -> bool:
     return x.shape[2:] == weight.shape[2:] == (1, 1)
 
 
-def _can_lay_out(weight: Tensor) -> bool:
+def _can_lay_out(weight: Tensor, x: Tensor) -> bool:
     """Whether a kernel can be laid out once for all calls, where that is known to pay."""
     return bool(
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and all(side % 2 for side in weight.shape[2:])
+        and x.numel() > 0
+        and not _is_product(x, weight)
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.enabled
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

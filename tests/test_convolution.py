@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
+from convlstm import convolution
+from convlstm.convolution import (
+    FEW,
+    repeated_conv2d,
+    repeated_conv2d_grad_x,
+    same_conv2d,
+    same_conv2d_grad_weight,
+    same_conv2d_grad_x,
+)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -26,3 +34,44 @@ def test_output_and_gradients_are_those_of_pytorch(kernel, size, last):
             (same_conv2d_grad_weight(grad, x, weight), d_weight),
         ):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 3), (2, 5)])
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 1, 1, 7), (2, 3, 1, 1), (0, 3, 4, 4)])
+@pytest.mark.parametrize("times", [1, FEW])
+def test_a_kernel_made_ready_convolves_as_any_other(dtype, kernel, shape, times):
+    x = torch.randn(shape, dtype=dtype)
+    weight = torch.randn(8, shape[1], *kernel, dtype=dtype)
+    grad = torch.randn(shape[0], 8, *shape[2:], dtype=dtype)
+    bound = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    for mine, theirs in (
+        (repeated_conv2d(weight, x, times)(x), same_conv2d(x, weight)),
+        (repeated_conv2d_grad_x(weight, x, times)(grad), same_conv2d_grad_x(grad, x, weight)),
+    ):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound)
+
+
+def test_kernels_are_laid_out_once_for_many_calls_in_bfloat16(monkeypatch):
+    able = (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    laid_out = []
+    original = convolution._laid_out
+    monkeypatch.setattr(
+        convolution, "_laid_out", lambda *given: laid_out.append(given) or original(*given)
+    )
+    for dtype, times, expected in (
+        (torch.float32, 9, 0),
+        (torch.bfloat16, 1, 0),
+        (torch.bfloat16, 9, 2 if able else 0),
+    ):
+        laid_out.clear()
+        x, weight = torch.randn(1, 2, 4, 4, dtype=dtype), torch.randn(8, 2, 3, 3, dtype=dtype)
+        convolve = repeated_conv2d(weight, x, times)
+        repeated_conv2d_grad_x(weight, x, times)
+        convolve(x)
+        convolve(x)
+        assert len(laid_out) == expected

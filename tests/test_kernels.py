@@ -425,6 +425,29 @@ def test_compiled_kernels_keep_what_is_no_number(fast, kind):
 
 
 @pytest.mark.parametrize("fast", NATIVE, indirect=True)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("every", [0, 2])
+def test_compiled_kernels_add_up_the_gradient_of_the_bias_over_threads(fast, kind, every):
+    torch.manual_seed(0)
+    layer = LAYERS[kind](1, 19, checkpoint_every=every)
+    x = torch.randn(3, 3, 1, 20, 20)  # of a step 22,800 values of a gate: parts for several threads
+    threads = torch.get_num_threads()
+    gradients = []
+    try:
+        for backend_name, count in (("plain", 1), ("native", 1), ("native", 3), ("native", 3)):
+            torch.set_num_threads(count)
+            with use_backend(backend_name):
+                output, _ = layer(x)
+            gradients.append(torch.autograd.grad(output.square().sum(), layer.bias_l0)[0])
+    finally:
+        torch.set_num_threads(threads)
+    expected, *others, again = gradients
+    for gradient in others:
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-3)
+    assert torch.equal(others[-1], again)
+
+
+@pytest.mark.parametrize("fast", NATIVE, indirect=True)
 def test_under_torch_compile_gates_are_plain_pytorch(fast):
     seen = []
 
