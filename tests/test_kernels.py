@@ -193,7 +193,7 @@ def test_gates_are_kept_for_a_backward_pass_alone(kind, wanted):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("lengths", [None, torch.zeros(0, dtype=torch.int64)])
+@pytest.mark.parametrize("lengths", [None, [], torch.zeros(0, dtype=torch.int64)])
 def test_an_empty_batch_gives_an_empty_result(kind, lengths):
     layer = LAYERS[kind](2, 3)
     output, _ = layer(torch.zeros(0, 3, 2, 3, 5), lengths=lengths)

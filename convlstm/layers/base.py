@@ -224,6 +224,7 @@ def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(expected) from error
     whole = not values.is_floating_point() and values.dtype != torch.bool
+    whole |= x.shape[1] == 0  # an empty list has no type
     if values.shape != x.shape[1:2] or not whole:
         raise ValueError(expected)
     exporting = torch.compiler.is_exporting()  # the values are those of another day
