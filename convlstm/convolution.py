@@ -62,7 +62,7 @@ def repeated_conv2d(weight: Tensor, x: Tensor, times: int) -> Convolution:
     """`same_conv2d` with a kernel, made ready for so many calls with maps of the shape of x.
 
     PyTorch lays a kernel out for oneDNN at every call. In bfloat16, where convolutions are so much
-    faster, this takes a tenth of a step's time and more; it is done once here.
+    faster, this counts (docs/speed.md has figures); it is done once here.
     """
     if times < FEW or not _can_lay_out(weight, x):
         return lambda maps: same_conv2d(maps, weight)
@@ -70,7 +70,10 @@ def repeated_conv2d(weight: Tensor, x: Tensor, times: int) -> Convolution:
 
 
 def repeated_conv2d_grad_x(weight: Tensor, x: Tensor, times: int) -> Convolution:
-    """`same_conv2d_grad_x` with a kernel, made ready for so many calls with maps like x."""
+    """`same_conv2d_grad_x` with a kernel, made ready for so many calls with maps like x.
+
+    It is then a convolution with the kernel turned by 180°, from outputs to inputs.
+    """
     if times < FEW or not _can_lay_out(weight, x):
         return lambda grad: same_conv2d_grad_x(grad, x, weight)
     turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)

@@ -443,7 +443,7 @@ def test_compiled_kernels_add_up_the_gradient_of_the_bias_over_threads(fast, kin
         torch.set_num_threads(threads)
     expected, *others, again = gradients
     for gradient in others:
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-3)
+        assert (gradient - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.equal(others[-1], again)
 
 

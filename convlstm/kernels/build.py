@@ -12,8 +12,8 @@ import torch
 from convlstm.files import replacing
 from convlstm.kernels import native
 
-# What the kernels may use of a processor; no more, so that another one with as much runs them, too.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+# What the kernels may use of a processor; no more, so that another one with as much runs them, too.
 FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": AVX512,
