@@ -410,6 +410,29 @@ def test_a_cpu_uses_the_compiled_kernels_where_they_are(fast):
 
 
 @pytest.mark.parametrize("fast", NATIVE, indirect=True)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 2e-7), (torch.bfloat16, 7e-5)], ids=["fp32", "bf16"]
+)
+def test_compiled_gates_are_right_for_every_value_of_bfloat16(fast, dtype, bound):
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    values = values[~values.isnan()]
+    x = values.view(-1, 2).to(dtype)
+    zeros, infinite = torch.zeros_like(x), torch.full_like(x, float("inf"))
+    kernels = choose(x)
+
+    def cells(i, f, g, c):  # the cell state is float32: not rounded
+        new, h = torch.empty(x.shape), torch.empty_like(x)
+        kernels.lstm_forward(torch.cat([i, f, g, zeros], 1), None, c, None, None, new, h)
+        return new.double()
+
+    sigmoid = cells(zeros, x, zeros, torch.ones(x.shape))
+    tanh = cells(infinite, zeros, x, None)
+    assert (sigmoid - x.double().sigmoid()).abs().max() <= bound
+    assert (tanh - x.double().tanh()).abs().max() <= bound
+    assert (tanh[x == 0] == 0).all()
+
+
+@pytest.mark.parametrize("fast", NATIVE, indirect=True)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_compiled_kernels_keep_what_is_no_number(fast, kind):
     layer, x = LAYERS[kind](1, 3), torch.zeros(1, 2, 1, 3, 3)

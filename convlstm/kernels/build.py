@@ -12,6 +12,8 @@ import torch
 from convlstm.files import replacing
 from convlstm.kernels import native
 
+# Instructions in an order that keeps a processor busy while a value waits for the one before.
+SCHEDULED = ["-fschedule-insns", "-fsched-pressure"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 # What the kernels may use of a processor; no more, so that another one with as much runs them, too.
 FLAGS = {
@@ -47,7 +49,7 @@ def build() -> Path:
     torch_folder = Path(torch.__file__).parent
     headers = torch_folder / "include"
     includes = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
-    options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *FLAGS[processor]]
+    options = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w", *SCHEDULED, *FLAGS[processor]]
     with tempfile.TemporaryDirectory() as folder, replacing(target) as whole:
         compiled = Path(folder, "native.o")
         source = ["-c", str(native.SOURCE), "-o", str(compiled)]

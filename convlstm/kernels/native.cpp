@@ -1,8 +1,8 @@
 // The gates as one pass over memory each way a step; the same functions as in plain.py, for a CPU.
 //
 // Rows are contiguous. Sums and products are float32; what is kept of the gates is i, f, g, o (r, z, n)
-// side by side. tanh is 2σ(2x) - 1, right to 2e-7 as absolute error, for bfloat16 to 6e-5. Without a
-// tensor values are zero.
+// side by side. σ and tanh are right to 2e-7 as absolute error, for bfloat16 to 7e-5. Without a tensor
+// values are zero.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -53,9 +53,19 @@ INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
   _mm256_mask_storeu_epi16(to, (1u << count) - 1, reinterpret_cast<__m256i>(values));
 }
 
-INLINE inline Values clamp(Values x, float low, float high) {  // NaN stays NaN
-  const __m512 below = _mm512_min_ps(_mm512_set1_ps(high), reinterpret_cast<__m512>(x));
-  return reinterpret_cast<Values>(_mm512_max_ps(_mm512_set1_ps(low), below));
+INLINE inline Values at_most(Values x, float bound) {  // NaN stays NaN
+  return _mm512_min_ps(_mm512_set1_ps(bound), x);
+}
+
+INLINE inline Values widened(Halves values) {  // to bfloat16's place in a float
+  const __m512i places = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0,
+                                          6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  const __m512i lower = _mm512_castsi256_si512(reinterpret_cast<__m256i>(values));
+  return reinterpret_cast<Values>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, lower));
+}
+
+INLINE inline Halves lower(Bits values) {  // halves of 32 bits
+  return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(values)));
 }
 #else
 INLINE inline __m256i first(int64_t count) {
@@ -80,10 +90,15 @@ INLINE inline void put(BFloat16* to, Halves values, int64_t count) {
   for (int64_t k = 0; k < count; ++k) to[k].x = values[k];
 }
 
-INLINE inline Values clamp(Values x, float low, float high) {
-  const __m256 below = _mm256_min_ps(_mm256_set1_ps(high), reinterpret_cast<__m256>(x));
-  return reinterpret_cast<Values>(_mm256_max_ps(_mm256_set1_ps(low), below));
+INLINE inline Values at_most(Values x, float bound) {
+  return _mm256_min_ps(_mm256_set1_ps(bound), x);
 }
+
+INLINE inline Values widened(Halves values) {
+  return reinterpret_cast<Values>(__builtin_convertvector(values, Bits) << 16);
+}
+
+INLINE inline Halves lower(Bits values) { return __builtin_convertvector(values, Halves); }
 #endif
 
 template <typename T>
@@ -100,7 +115,7 @@ INLINE inline Values load(const T* from, Count count) {
   if constexpr (std::is_same_v<T, float>) {
     return values;
   } else {
-    return reinterpret_cast<Values>(__builtin_convertvector(values, Bits) << 16);
+    return widened(values);
   }
 }
 
@@ -112,11 +127,11 @@ INLINE inline void store(T* to, Values values, Count count) {
   } else {
     // Rounded to the nearest, of two to the even one; NaN stays NaN.
 #ifdef __AVX512BF16__
-    stored = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(values)));
+    stored = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(values));
 #else
     const Bits bits = reinterpret_cast<Bits>(values);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    stored = __builtin_convertvector(values == values ? rounded : Bits{} + 0x7fc0, Halves);
+    stored = lower(values == values ? rounded : Bits{} + 0x7fc0);
 #endif
   }
   if constexpr (std::is_same_v<Count, Whole>) {
@@ -131,35 +146,57 @@ INLINE inline void add(float* to, Values values, Count count) {
   store(to, load(to, count) + values, count);
 }
 
-// e^x, right to 2e-7 of it, or for bfloat16 to 1.3e-4 (what is rounded to it is right to 2e-3), from
-// e^-87 (and of what is less) to e^88; of more than 88.4 infinity.
+// 2^r between -1/2 and 1/2, right to 2e-7 of it, or for bfloat16 to 1.3e-4 (what is rounded to it is
+// right to 2e-3): 1 + r ln 2 + ..., of the least relative error.
 template <typename T>
-INLINE inline Values exponential(Values x) {
-  constexpr float SHIFT = 0x1.8p23f;  // what is added to it is rounded to a whole number
-  x = clamp(x, -87.0f, 89.0f);
-  const Values shifted = x * 0x1.715476p0f + SHIFT;  // x / ln 2
-  const Values whole = shifted - SHIFT;
-  // 1 + x + ..., of the least relative error between ±ln 2 / 2
-  Values rest, power;
+INLINE inline Values polynomial(Values r) {
+  Values power;
   if constexpr (std::is_same_v<T, float>) {
-    rest = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;  // ln 2 in two parts
-    power = 0x1.106284p-7f * rest + 0x1.5729fp-5f;
-    power = power * rest + 0x1.5557aep-3f;
-    power = power * rest + 0x1.fffdfcp-2f;
+    power = 0x1.5ca89p-10f * r + 0x1.3cdb66p-7f;
+    power = power * r + 0x1.c6b3aep-5f;
+    power = power * r + 0x1.ebf9fp-3f;
   } else {
-    rest = x - whole * 0x1.62e43p-1f;
-    power = 0x1.5541fp-3f * rest + 0x1.0204a6p-1f;
+    power = 0x1.c696b8p-5f * r + 0x1.efdcc6p-3f;
   }
-  power = power * rest + 1.0f;
-  power = power * rest + 1.0f;
-  return power * reinterpret_cast<Values>((reinterpret_cast<Bits>(shifted) + 127) << 23);
+  power = power * r + 0x1.62e43p-1f;
+  return power * r + 1.0f;
+}
+
+#ifdef __AVX512F__
+template <typename T>
+INLINE inline Values power_of_two(Values y) {
+  const Values rest = _mm512_reduce_ps(y, _MM_FROUND_TO_NEAREST_INT);
+  return _mm512_scalef_ps(polynomial<T>(rest), y - rest);
+}
+
+// For bfloat16 right to 6e-5.
+template <typename T>
+INLINE inline Values ratio(Values a, Values b) {
+  return std::is_same_v<T, float> ? a / b : a * _mm512_rcp14_ps(b);
+}
+#else
+template <typename T>
+INLINE inline Values power_of_two(Values y) {
+  y = _mm256_max_ps(_mm256_set1_ps(-126.0f), at_most(y, 128.0f));  // of which it is infinity
+  const Values whole = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Bits exponent = reinterpret_cast<Bits>(_mm256_cvtps_epi32(whole)) + 127;
+  return polynomial<T>(y - whole) * reinterpret_cast<Values>(exponent << 23);
 }
 
 template <typename T>
-INLINE inline Values sigmoid(Values x) { return 1.0f / (1.0f + exponential<T>(-x)); }
+INLINE inline Values ratio(Values a, Values b) { return a / b; }
+#endif
 
 template <typename T>
-INLINE inline Values tanh(Values x) { return 2.0f / (1.0f + exponential<T>(-2.0f * x)) - 1.0f; }
+INLINE inline Values sigmoid(Values x) {
+  return ratio<T>(Values{} + 1.0f, 1.0f + power_of_two<T>(x * -0x1.715476p0f));  // 1 / ln 2
+}
+
+template <typename T>
+INLINE inline Values tanh(Values x) {
+  const Values power = power_of_two<T>(at_most(x * -0x1.715476p1f, 64.0f));
+  return ratio<T>(1.0f - power, 1.0f + power);
+}
 
 // Rows to read. Without a tensor they are zeros, the same for all.
 template <typename T>
