@@ -329,6 +329,11 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.as_strided(maps.shape, (c * h * w, 1, w * c, c))
 
 
+def laid_out(series: Tensor) -> Tensor:
+    """The same maps (T, B, C, h, w), a step after the other in memory, with channels last."""
+    return series.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
 def empty_maps(
     like: Tensor, steps: int, batch: int, *shape: int, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -20,6 +20,7 @@ from convlstm.sequence.common import (
     empty_maps,
     first_derivative_only,
     input_gates,
+    laid_out,
     plus,
     rows,
     segment_ends,
@@ -111,6 +112,7 @@ class _LSTM(torch.autograd.Function):
         all_cells: bool,
         every: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = laid_out(x)  # once, for the backward pass, too
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         outputs = empty_maps(x, steps, batch, hidden, *size)

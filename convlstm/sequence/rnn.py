@@ -16,6 +16,7 @@ from convlstm.sequence.common import (
     empty_maps,
     first_derivative_only,
     input_gates,
+    laid_out,
     rows,
     segments,
     step_rows,
@@ -70,6 +71,7 @@ class _RNN(torch.autograd.Function):
         mask: Tensor | None,
         every: int,
     ) -> tuple[Tensor, Tensor]:
+        x = laid_out(x)  # once, for the backward pass, too
         steps, batch, _, *size = x.shape
         hidden = weight_hh.shape[1]
         outputs = empty_maps(x, steps, batch, hidden, *size)
