@@ -1,6 +1,7 @@
 """Compiles the kernels in C++ for this machine."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ FLAGS = {
 def build() -> Path:
     """Compiles `native.cpp` and puts it where `native.library` looks.
 
-    It takes GCC 11 or newer, called `c++` unless the environment variable `CXX` names another.
+    It takes GCC 11 or newer, called `c++` unless the environment variable `CXX` names another,
+    which may have options or a wrapper, as in `ccache g++`.
 
     Returns:
         The library.
@@ -40,9 +42,9 @@ def build() -> Path:
             "the kernels are for Linux on processors with AVX2 or AVX-512; here it is "
             f"{sys.platform}, {processor}"
         )
-    compiler = os.environ.get("CXX") or "c++"
-    if shutil.which(compiler) is None:
-        raise OSError(f"there is no C++ compiler {compiler}: install g++, or name one by CXX")
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no C++ compiler {compiler[0]}: install g++, or name one by CXX")
     target = native.library()
     if not target.is_absolute():
         raise OSError("there is no home folder: set XDG_CACHE_HOME to one for the kernels")
@@ -53,10 +55,10 @@ def build() -> Path:
     with tempfile.TemporaryDirectory() as folder, replacing(target) as whole:
         compiled = Path(folder, "native.o")
         source = ["-c", str(native.SOURCE), "-o", str(compiled)]
-        _run(compiler, *options, *includes, *source)
+        _run(*compiler, *options, *includes, *source)
         # Linked without OpenMP: it is PyTorch's own, with the threads that PyTorch has.
         linked = ["-shared", str(compiled), "-o", str(whole)]
-        _run(compiler, *linked, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10")
+        _run(*compiler, *linked, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10")
         _run(sys.executable, "-c", f"import torch; torch.ops.load_library({str(whole)!r})")
     return target
 
