@@ -57,14 +57,14 @@ INLINE inline Values at_most(Values x, float bound) {  // NaN stays NaN
   return _mm512_min_ps(_mm512_set1_ps(bound), x);
 }
 
-INLINE inline Values widened(Halves values) {  // to bfloat16's place in a float
+INLINE inline Values widened(Halves values) {  // from bfloat16, in one instruction: GCC takes several
   const __m512i places = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0,
                                           6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
-  const __m512i lower = _mm512_castsi256_si512(reinterpret_cast<__m256i>(values));
-  return reinterpret_cast<Values>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, lower));
+  const __m512i all = _mm512_castsi256_si512(reinterpret_cast<__m256i>(values));
+  return reinterpret_cast<Values>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, all));
 }
 
-INLINE inline Halves lower(Bits values) {  // halves of 32 bits
+INLINE inline Halves low_halves(Bits values) {
   return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(values)));
 }
 #else
@@ -98,7 +98,7 @@ INLINE inline Values widened(Halves values) {
   return reinterpret_cast<Values>(__builtin_convertvector(values, Bits) << 16);
 }
 
-INLINE inline Halves lower(Bits values) { return __builtin_convertvector(values, Halves); }
+INLINE inline Halves low_halves(Bits values) { return __builtin_convertvector(values, Halves); }
 #endif
 
 template <typename T>
@@ -131,7 +131,7 @@ INLINE inline void store(T* to, Values values, Count count) {
 #else
     const Bits bits = reinterpret_cast<Bits>(values);
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    stored = lower(values == values ? rounded : Bits{} + 0x7fc0);
+    stored = low_halves(values == values ? rounded : Bits{} + 0x7fc0);
 #endif
   }
   if constexpr (std::is_same_v<Count, Whole>) {
@@ -162,14 +162,15 @@ INLINE inline Values polynomial(Values r) {
   return power * r + 1.0f;
 }
 
+// 2^y; of infinity infinity, of minus infinity at most 2^-126.
 #ifdef __AVX512F__
 template <typename T>
 INLINE inline Values power_of_two(Values y) {
-  const Values rest = _mm512_reduce_ps(y, _MM_FROUND_TO_NEAREST_INT);
+  const Values rest = _mm512_reduce_ps(y, _MM_FROUND_TO_NEAREST_INT);  // of infinity 0
   return _mm512_scalef_ps(polynomial<T>(rest), y - rest);
 }
 
-// For bfloat16 right to 6e-5.
+// For bfloat16 right to 6e-5 of it.
 template <typename T>
 INLINE inline Values ratio(Values a, Values b) {
   return std::is_same_v<T, float> ? a / b : a * _mm512_rcp14_ps(b);
@@ -177,7 +178,7 @@ INLINE inline Values ratio(Values a, Values b) {
 #else
 template <typename T>
 INLINE inline Values power_of_two(Values y) {
-  y = _mm256_max_ps(_mm256_set1_ps(-126.0f), at_most(y, 128.0f));  // of which it is infinity
+  y = _mm256_max_ps(_mm256_set1_ps(-126.0f), at_most(y, 128.0f));
   const Values whole = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Bits exponent = reinterpret_cast<Bits>(_mm256_cvtps_epi32(whole)) + 127;
   return polynomial<T>(y - whole) * reinterpret_cast<Values>(exponent << 23);
@@ -194,7 +195,7 @@ INLINE inline Values sigmoid(Values x) {
 
 template <typename T>
 INLINE inline Values tanh(Values x) {
-  const Values power = power_of_two<T>(at_most(x * -0x1.715476p1f, 64.0f));
+  const Values power = power_of_two<T>(at_most(x * -0x1.715476p1f, 64.0f));  // infinity has no ratio
   return ratio<T>(1.0f - power, 1.0f + power);
 }
 
