@@ -42,7 +42,10 @@ def build() -> Path:
             "the kernels are for Linux on processors with AVX2 or AVX-512; here it is "
             f"{sys.platform}, {processor}"
         )
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    except ValueError as error:
+        raise OSError(f"CXX names no compiler: {error}") from error
     if shutil.which(compiler[0]) is None:
         raise OSError(f"there is no C++ compiler {compiler[0]}: install g++, or name one by CXX")
     target = native.library()
