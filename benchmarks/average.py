@@ -82,12 +82,16 @@ def average(models: Sequence[VideoPredictor], shares: Sequence[float]) -> dict[s
 
 
 def network_options(model: VideoPredictor) -> dict[str, Any]:
-    """Those hyperparameters that determine the network."""
-    return {
+    """Those hyperparameters that determine the network, and its weights' shapes.
+
+    The size of the frames is not among them: where it determines weights, their shapes tell.
+    """
+    options = {
         name: value
         for name, value in model.hparams.items()
-        if name in signature(EncoderForecaster).parameters
+        if name in signature(EncoderForecaster).parameters and name != "frame_size"
     }
+    return options | {"shapes": [weight.shape for weight in model.state_dict().values()]}
 
 
 if __name__ == "__main__":

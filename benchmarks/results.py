@@ -30,7 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two digits, 64×64": {},
     "one digit": {"num_digits": 1},
     "three digits": {"num_digits": 3},
-    (LARGE := "two digits, 96×96"): {"frame_size": 96},
+    "two digits, 96×96": {"frame_size": 96},
+    (LARGE := "two digits, 128×128"): {"frame_size": 128},
 }
 LONG = 50  # frames
 MSE, SSIM = METRICS.index("mse"), METRICS.index("ssim")

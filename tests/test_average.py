@@ -12,16 +12,22 @@ from convlstm import VideoPredictor
 from convlstm.weights import write_weights
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "average.py"
+MODELS = {
+    "first": {},
+    "second": {"learning_rate": 0.1, "frame_size": [96, 96]},
+    "wide": {"hidden_sizes": [3]},
+    "peephole": {"peephole": "full"},
+    "larger": {"peephole": "full", "frame_size": [96, 96]},
+}
 
 
 @pytest.fixture
 def average(tmp_path, monkeypatch):
-    """Runs the script, in a folder with three models, on these words."""
+    """Runs the script, in a folder with these models, on these words."""
     monkeypatch.chdir(tmp_path)
-    sizes = {"first": [2], "second": [2], "wide": [3]}
-    for seed, (name, hidden_sizes) in enumerate(sizes.items()):
+    for seed, (name, options) in enumerate(MODELS.items()):
         torch.manual_seed(seed)
-        model = VideoPredictor(hidden_sizes=hidden_sizes, learning_rate=0.1 + seed)
+        model = VideoPredictor(**{"hidden_sizes": [2], "frame_size": [64, 64], **options})
         write_weights(f"{name}.safetensors", model.state_dict(), dict(model.hparams))
 
     def run(*words):
@@ -46,6 +52,8 @@ def test_weights_are_averaged_by_their_shares_and_options_are_those_of_the_first
     ("words", "message"),
     [
         (["first.safetensors=1", "wide.safetensors=1"], "they differ in hidden_sizes"),
+        (["first.safetensors=1", "peephole.safetensors=1"], "they differ in peephole"),
+        (["peephole.safetensors=1", "larger.safetensors=1"], "they differ in shapes"),
         (["first.safetensors=0"], "'first.safetensors=0' is not MODEL=SHARE"),
         (["first.safetensors=nan"], "is not MODEL=SHARE"),
         (["first.safetensors"], "is not MODEL=SHARE"),
