@@ -36,9 +36,9 @@ def main() -> None:
         names, shares = zip(*args.models, strict=True)
         models = [convlstm.load(name) for name in names]
         weights = average(models, shares)
+        write_weights(args.out, weights, dict(models[0].hparams), torch.float16)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    write_weights(args.out, weights, dict(models[0].hparams), torch.float16)
 
 
 def model_and_share(words: str) -> tuple[str, float]:

@@ -73,3 +73,9 @@ def test_the_file_to_write_is_a_safetensors_file(average, capsys):
     with pytest.raises(SystemExit, match="2"):
         average("first.safetensors=1", "--out", "mean.ckpt")
     assert "must end in .safetensors, got mean.ckpt" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_told(average, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        average("first.safetensors=1", "--out", "second.safetensors/mean.safetensors")
+    assert "second.safetensors" in capsys.readouterr().err
