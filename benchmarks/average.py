@@ -13,7 +13,6 @@ fine-tuning of zero-shot models", CVPR 2022, https://arxiv.org/abs/2109.01903).
 import argparse
 import math
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 import convlstm
-from convlstm import EncoderForecaster, VideoPredictor
+from convlstm import VideoPredictor
+from convlstm.cli.start import NETWORK
 from convlstm.weights import write_weights
 
 
@@ -82,15 +82,8 @@ def average(models: Sequence[VideoPredictor], shares: Sequence[float]) -> dict[s
 
 
 def network_options(model: VideoPredictor) -> dict[str, Any]:
-    """Those hyperparameters that determine the network, and its weights' shapes.
-
-    The size of the frames is not among them: where it determines weights, their shapes tell.
-    """
-    options = {
-        name: value
-        for name, value in model.hparams.items()
-        if name in signature(EncoderForecaster).parameters and name != "frame_size"
-    }
+    """What determines the network: options, and the weights' shapes, which may be of a frame."""
+    options = {name: model.hparams[name] for name in NETWORK}
     return options | {"shapes": [weight.shape for weight in model.state_dict().values()]}
 
 

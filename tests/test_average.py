@@ -14,7 +14,7 @@ from convlstm.weights import write_weights
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "average.py"
 MODELS = {
     "first": {},
-    "second": {"learning_rate": 0.1, "frame_size": [96, 96]},
+    "second": {"learning_rate": 0.1, "frame_size": [96, 96], "checkpoint_every": 5},
     "wide": {"hidden_sizes": [3]},
     "peephole": {"peephole": "full"},
     "larger": {"peephole": "full", "frame_size": [96, 96]},
