@@ -7,10 +7,10 @@ a training step (forward, and backward from a given gradient). Columns: this pro
 gates in PyTorch; the same with gates in C++, where `convlstm build` has compiled them; on CUDA the
 same passes as one CUDA graph; this project with `checkpoint_every` 5; a textbook cell (concatenate,
 convolve, split; autograd, channels first); the same with channels last; Keras on PyTorch, where it
-is installed (`pip install keras`); the floor: the same convolutions alone, the input's in one call
-over all steps, channels last, in the same precision. On a CPU peak memory is the growth of the
-largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it is
-the allocator's peak. With one thread times are the processor's, which hardly depend on what else
+is installed (`pip install keras`); the floor: the same convolutions alone, as this project calls
+them, the input's once for all steps, in the same precision. On a CPU peak memory is the growth of
+the largest resident size (`VmHWM`, Linux) of a process of its own over a training step; on CUDA it
+is the allocator's peak. With one thread times are the processor's, which hardly depend on what else
 the machine does; with more, run it on an idle machine: threads that wait for each other lose most.
 On a machine that others use, too, `--fastest` compares the fastest turns, which they slow least.
 """
@@ -28,11 +28,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.allocator import keep_freed_memory
+from convlstm.convolution import same_conv2d, same_conv2d_grad_weight, same_conv2d_grad_x
 from convlstm.kernels import choose, native, use_backend
 
 OURS, NATIVE, GRAPH, SEGMENTS, TEXTBOOK, CHANNELS_LAST, KERAS, FLOOR = COLUMNS = (
@@ -83,6 +83,7 @@ CASES = {
     "b-rnn": Case(3, 16, 64, 3, 16, 8, cell="rnn"),
     "c": Case(2, 1, 64, 3, 64, 4),
     "d": Case(1, 1, 16, 3, 16, 1),
+    "e": Case(1, 1, 64, 3, 128, 1),
 }
 TINY = Case(2, 1, 4, 3, 4, 2, 3)
 
@@ -199,16 +200,10 @@ def floor_steps(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """All convolutions of a forward pass and of a training step, and nothing else."""
     steps, batch, kernel, hidden = case.steps, case.batch, case.kernel, case.hidden
-    same = [kernel // 2] * 2
 
     def maps(n: int, c: int, size: int = case.size) -> Tensor:
         x = torch.randn(n, c, size, size, device=device, dtype=dtype)
         return x.to(memory_format=torch.channels_last)
-
-    def backward(grad: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> None:
-        torch.ops.aten.convolution_backward(
-            grad, x, w, None, [1, 1], same, [1, 1], False, [0, 0], 1, mask
-        )
 
     all_gates, gates = maps(steps * batch, case.gates * hidden), maps(batch, case.gates * hidden)
     states, state = maps(steps * batch, hidden), maps(batch, hidden)
@@ -219,18 +214,20 @@ def floor_steps(
     def forward() -> None:
         with torch.no_grad():
             for x, w_ih in inputs:
-                F.conv2d(x, w_ih, padding=kernel // 2)
+                same_conv2d(x, w_ih)
                 for _ in range(steps - 1):
-                    F.conv2d(state, w_hh, padding=kernel // 2)
+                    same_conv2d(state, w_hh)
 
     def train() -> None:
         forward()
         with torch.no_grad():
             for layer, (x, w_ih) in enumerate(inputs):
                 for _ in range(steps - 1):
-                    backward(gates, state, w_hh, [True, False, False])
-                backward(all_gates[batch:], states[batch:], w_hh, [False, True, False])
-                backward(all_gates, x, w_ih, [layer > 0, True, False])
+                    same_conv2d_grad_x(gates, state, w_hh)
+                same_conv2d_grad_weight(all_gates[batch:], states[batch:], w_hh)
+                if layer > 0:
+                    same_conv2d_grad_x(all_gates, x, w_ih)
+                same_conv2d_grad_weight(all_gates, x, w_ih)
 
     return forward, train
 

@@ -16,6 +16,9 @@ Convolution = Callable[[Tensor], Tensor]
 # Calls for which it is not worthwhile to make a kernel ready.
 FEW = 4
 
+# Bytes of a gradient that are copied at a time, to have channels first.
+COPIED = 2**25
+
 
 def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolves with zero padding so that the frame keeps its size, whatever the kernel's.
@@ -55,7 +58,13 @@ def same_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `same_conv2d` with respect to the weight, of which only the shape counts."""
     if _is_product(x, weight):
         return (grad.flatten(1).T @ x.flatten(1)).view(weight.shape)
-    return _backward(grad, x, weight, 1)
+    if not _is_slow_with_channels_last(x, weight):
+        return _backward(grad, x, weight, 1)
+    total, kernel = torch.zeros_like(weight), weight.contiguous()
+    few = max(1, COPIED // (grad[:1].numel() * grad.element_size()))
+    for d_y, maps in zip(grad.split(few), x.split(few), strict=True):
+        total += _backward(d_y.contiguous(), maps.contiguous(), kernel, 1)
+    return total
 
 
 def repeated_conv2d(weight: Tensor, x: Tensor, times: int) -> Convolution:
@@ -100,6 +109,24 @@ def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:
     return x.shape[2:] == weight.shape[2:] == (1, 1)
+
+
+def _is_slow_with_channels_last(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel's gradient takes longer than from copies with channels first.
+
+    With AVX2 alone, oneDNN's takes ever longer per pixel the wider the maps (docs/speed.md).
+    """
+    return bool(
+        not torch.compiler.is_compiling()
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight[0, 0].numel() > 1
+        and x.shape[1] >= 16
+        and x.shape[3] >= 64
+        and x.numel() > 0
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        and torch.backends.mkldnn.enabled
+    )
 
 
 def _can_lay_out(weight: Tensor, x: Tensor) -> bool:

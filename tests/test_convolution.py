@@ -36,6 +36,55 @@ def test_output_and_gradients_are_those_of_pytorch(kernel, size, last):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (2, 4)])
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 7])
+def test_the_kernels_gradient_of_wide_maps_comes_from_copies_in_parts(
+    monkeypatch, kernel, at_a_time
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(convolution, "COPIED", at_a_time * 8 * 5 * 64 * 4)
+    parts = []
+    original = convolution._backward
+    monkeypatch.setattr(
+        convolution, "_backward", lambda *given: parts.append(given) or original(*given)
+    )
+    maps = [torch.randn(7, channels, 5, 64) for channels in (16, 8)]
+    x, grad = (value.to(memory_format=torch.channels_last) for value in maps)
+    weight = torch.randn(8, 16, *kernel).to(memory_format=torch.channels_last)
+    found = same_conv2d_grad_weight(grad, x, weight)
+    assert [len(d_y) for d_y, *_ in parts] == [len(part) for part in grad.split(at_a_time)]
+    assert all(value.is_contiguous() for given in parts for value in given[:3])
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    expected = same_conv2d_grad_weight(grad.double(), x.double(), weight.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "kernel", "dtype", "capability"),
+    [
+        (15, 64, 3, torch.float32, "AVX2"),
+        (16, 63, 3, torch.float32, "AVX2"),
+        (16, 64, 1, torch.float32, "AVX2"),
+        (16, 64, 3, torch.float64, "AVX2"),
+        (16, 64, 3, torch.float32, "AVX512"),
+    ],
+)
+def test_other_kernels_gradients_are_not_copied(
+    monkeypatch, channels, width, kernel, dtype, capability
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(convolution, "COPIED", 1)
+    calls = []
+    original = convolution._backward
+    monkeypatch.setattr(
+        convolution, "_backward", lambda *given: calls.append(given) or original(*given)
+    )
+    x = torch.randn(3, channels, 4, width, dtype=dtype)
+    grad = torch.randn(3, 2, 4, width, dtype=dtype)
+    same_conv2d_grad_weight(grad, x, torch.randn(2, channels, kernel, kernel, dtype=dtype))
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 3), (2, 5)])
 @pytest.mark.parametrize("shape", [(3, 4, 6, 5), (1, 1, 1, 7), (2, 3, 1, 1), (0, 3, 4, 4)])
