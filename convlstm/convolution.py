@@ -120,7 +120,7 @@ def _is_slow_with_channels_last(x: Tensor, weight: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and weight[0, 0].numel() > 1
+        and weight.shape[2:] != (1, 1)
         and x.shape[1] >= 16
         and x.shape[3] >= 64
         and x.numel() > 0
