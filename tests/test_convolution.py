@@ -36,24 +36,30 @@ def test_output_and_gradients_are_those_of_pytorch(kernel, size, last):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def backward_calls(monkeypatch):
+    """What PyTorch's backward pass is called with."""
+    calls = []
+    original = convolution._backward
+    monkeypatch.setattr(
+        convolution, "_backward", lambda *given: calls.append(given) or original(*given)
+    )
+    return calls
+
+
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (2, 4)])
 @pytest.mark.parametrize("at_a_time", [1, 2, 3, 7])
 def test_the_kernels_gradient_of_wide_maps_comes_from_copies_in_parts(
-    monkeypatch, kernel, at_a_time
+    monkeypatch, backward_calls, kernel, at_a_time
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(convolution, "COPIED", at_a_time * 8 * 5 * 64 * 4)
-    parts = []
-    original = convolution._backward
-    monkeypatch.setattr(
-        convolution, "_backward", lambda *given: parts.append(given) or original(*given)
-    )
     maps = [torch.randn(7, channels, 5, 64) for channels in (16, 8)]
     x, grad = (value.to(memory_format=torch.channels_last) for value in maps)
     weight = torch.randn(8, 16, *kernel).to(memory_format=torch.channels_last)
     found = same_conv2d_grad_weight(grad, x, weight)
-    assert [len(d_y) for d_y, *_ in parts] == [len(part) for part in grad.split(at_a_time)]
-    assert all(value.is_contiguous() for given in parts for value in given[:3])
+    assert [len(d_y) for d_y, *_ in backward_calls] == [len(part) for part in grad.split(at_a_time)]
+    assert all(value.is_contiguous() for given in backward_calls for value in given[:3])
     assert found.is_contiguous(memory_format=torch.channels_last)
     expected = same_conv2d_grad_weight(grad.double(), x.double(), weight.double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
@@ -70,19 +76,14 @@ def test_the_kernels_gradient_of_wide_maps_comes_from_copies_in_parts(
     ],
 )
 def test_other_kernels_gradients_are_not_copied(
-    monkeypatch, channels, width, kernel, dtype, capability
+    monkeypatch, backward_calls, channels, width, kernel, dtype, capability
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(convolution, "COPIED", 1)
-    calls = []
-    original = convolution._backward
-    monkeypatch.setattr(
-        convolution, "_backward", lambda *given: calls.append(given) or original(*given)
-    )
     x = torch.randn(3, channels, 4, width, dtype=dtype)
     grad = torch.randn(3, 2, 4, width, dtype=dtype)
     same_conv2d_grad_weight(grad, x, torch.randn(2, channels, kernel, kernel, dtype=dtype))
-    assert len(calls) == 1
+    assert len(backward_calls) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
