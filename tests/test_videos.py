@@ -16,6 +16,16 @@ KINDS = {
     "mp4": ("a.mp4", "libx264", "yuv420p", {}, 12),
     "mp4, all frames are key frames": ("a.mp4", "libx264", "yuv420p", {"g": "1"}, 12),
     "mp4, MPEG-4": ("a.mp4", "mpeg4", "yuv420p", {}, 14),
+    "3gp": ("a.3gp", "libx264", "yuv420p", {}, 12),
+    "mpg": ("a.mpg", "mpeg1video", "yuv420p", {"qscale": "2"}, 14),
+    "mpeg, frames stored out of order": (
+        "a.mpeg",
+        "mpeg2video",
+        "yuv420p",
+        {"qscale": "2", "bf": "2"},
+        14,
+    ),
+    "wmv": ("a.wmv", "wmv2", "yuv420p", {"qscale": "2"}, 14),
     "m4v": ("a.m4v", "libx264", "yuv420p", {}, 12),
     "mov": ("a.mov", "libx264", "yuv444p", {"qp": "0"}, 1),
     "mov with alpha": ("a.mov", "qtrle", "argb", {}, 0),
@@ -66,6 +76,15 @@ def test_any_part_is_the_same_as_of_the_whole(tmp_path, kind):
         (9, 10, 2),
     ]:
         np.testing.assert_array_equal(clip.read(start, stop, step), whole[start:stop:step])
+
+
+def test_times_after_seeking_in_a_program_stream_are_not_trusted(tmp_path):
+    frames = moving(60, 64, 96)
+    path = write_video(tmp_path / "a.mpg", frames, "mpeg1video", "yuv420p", every=10, qscale="2")
+    clip = open_clip(path)
+    whole = clip.read(0, 60)
+    for start in range(0, 60, 5):
+        np.testing.assert_array_equal(clip.read(start, start + 1), whole[start : start + 1])
 
 
 def test_a_reader_that_was_sent_to_another_process_reads_the_same(tmp_path):
@@ -162,7 +181,7 @@ def test_a_file_that_lost_more_than_its_last_frames_is_refused(tmp_path, kind):
         one_line(caught)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "webm", "mkv", "avi"])
+@pytest.mark.parametrize("kind", ["mp4", "webm", "mkv", "avi", "mpg", "wmv"])
 def test_a_damaged_video_is_refused_or_read_as_a_clip_but_never_fails_otherwise(tmp_path, kind):
     path, _ = written(tmp_path, kind)
     whole = path.read_bytes()
@@ -194,7 +213,7 @@ def test_frames_that_cannot_be_decoded_are_named(tmp_path):
     one_line(caught)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".wmv"])
 def test_text_under_the_name_of_a_video_is_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_text("<html>404</html>\n")

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from av.video.format import VideoFormat
     from av.video.stream import VideoStream
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".3gp",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".wmv",
+    ".mpg",
+    ".mpeg",
+)
 
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
 
@@ -143,8 +154,9 @@ def _packets(
 
     Returns:
         Times of the frames and of the key frames, in the stream's unit; the file's length in
-        seconds; and whether the times are right: AVI has none, and where frames are stored in
-        another order than shown, those made up for it are wrong.
+        seconds; and whether the times are right, after seeking too: AVI has none, and where frames
+        are stored in another order than shown, those made up for it are wrong; MPEG program streams
+        have some, and those of frames decoded after seeking may be wrong.
     """
     times, keys = [], []
     start, end = math.inf, 0.0
@@ -159,7 +171,8 @@ def _packets(
             reordered |= packet.pts != packet.dts
             if packet.is_keyframe:
                 keys.append(packet.pts)
-    return times, keys, end - start, not (reordered and container.format.name == "avi")
+    form = container.format.name
+    return times, keys, end - start, form != "mpeg" and not (reordered and form == "avi")
 
 
 def _seconds(time: int | None, unit: Fraction | None) -> float:
