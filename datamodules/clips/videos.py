@@ -42,8 +42,9 @@ class VideoReader(ClipReader):
     """A clip in a video file: all frames of its first video stream, whatever their times.
 
     Opening reads through the file without decoding it, so that every frame has a number; reading
-    starts at the key frame before the frames asked for. Pixels are uint8, or uint16 where the
-    video has more than 8 bits. Videos are turned upright as their file says.
+    starts at the key frame before the frames asked for, or at the first frame where times are not
+    to be trusted (MPG, and AVI with frames stored out of order). Pixels are uint8, or uint16 where
+    the video has more than 8 bits. Videos are turned upright as their file says.
 
     Args:
         path: The file.
