@@ -428,7 +428,7 @@ class EncoderForecaster(nn.Module):
         states = list(carry.states)
         top = states[-1]
         h = top if isinstance(top, Tensor) else top[0]  # (1, B, H, h, w)
-        x = self.head.weight.new_empty(steps, h.shape[1], 0, *h.shape[3:])
+        x = next(self.parameters()).new_empty(steps, h.shape[1], 0, *h.shape[3:])
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):
             x, states[stage] = self.forecaster[stage](x, states[stage])
@@ -442,7 +442,7 @@ class EncoderForecaster(nn.Module):
         self, carry: Carry, steps: int, truth: Tensor | None, teacher_forcing: float
     ) -> tuple[Tensor, list[State]]:
         """The autoregressive forecaster; truth is (steps, B, p·p·C, h, w)."""
-        states, x = list(carry.states), carry.last.to(self.head.weight.dtype)
+        states, x = list(carry.states), carry.last.to(next(self.parameters()).dtype)
         size = x.shape[3:]
         raw: list[Tensor] = []
         for step in range(steps):

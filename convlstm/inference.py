@@ -156,7 +156,7 @@ class Inference:
                 f"{tuple(pixels.shape)}"
             )
         check_unit(batch)
-        weight = self.network.head.weight
+        weight = next(self.network.parameters())
         return to_unit(batch.to(weight.device)).to(weight.dtype)
 
     @contextmanager

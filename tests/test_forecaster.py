@@ -517,3 +517,12 @@ def test_a_head_lets_a_patch_see_its_neighbours(head_size):
     reach = 1 if head_size else 0
     assert changed.min().item() == 4 - 2 * reach
     assert changed.max().item() == 5 + 2 * reach
+
+
+@pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
+def test_any_module_of_maps_may_replace_the_head(forecaster):
+    network = EncoderForecaster(hidden_sizes=[3], patch_size=2, forecaster=forecaster)
+    frames = torch.rand(2, 3, 1, 8, 8)
+    expected = network(frames, 4)
+    network.head = nn.Sequential(network.head, nn.Identity())
+    torch.testing.assert_close(network(frames, 4), expected, rtol=0, atol=0)
