@@ -3,7 +3,7 @@
     python benchmarks/layer.py --threads 2
 
 In one run, interleaved, medians (of ratios: of those of each turn); forward without gradients, and
-a training step (forward, and backward from a given gradient). Columns: this project, on a CPU with
+a training step (forward, and backward from a given gradient). Rows: this project, on a CPU with
 gates in PyTorch; the same with gates in C++, where `convlstm build` has compiled them; on CUDA the
 same passes as one CUDA graph; this project with `checkpoint_every` 5; a textbook cell (concatenate,
 convolve, split; autograd, channels first); the same with channels last; Keras on PyTorch, where it

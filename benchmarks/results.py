@@ -41,7 +41,7 @@ Scores = dict[str, tuple[Tensor, Tensor]]  # of model and last frame, each (clip
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", default="moving-mnist", help="shipped name, or a file of weights"
+        "--model", default="moving-mnist", help="name of bundled weights, or a file of weights"
     )
     parser.add_argument("--root", default="data", help="folder of the digit images")
     parser.add_argument("--digits", default="mnist", help="mnist, fashion_mnist, kmnist, builtin")

@@ -43,7 +43,16 @@ def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `same_conv2d` with respect to x, of which only shape and layout count."""
+    """The gradient of `same_conv2d` with respect to x, of which only shape and layout count.
+
+    Args:
+        grad: That of the result, (B, out, H, W).
+        x: Maps (B, C, H, W).
+        weight: Kernel (out, C, kh, kw).
+
+    Returns:
+        (B, C, H, W).
+    """
     height, width = weight.shape[-2:]
     if _is_product(x, weight):
         return (grad.flatten(1) @ weight.flatten(1))[:, :, None, None]
@@ -55,7 +64,10 @@ def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def same_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `same_conv2d` with respect to the weight, of which only the shape counts."""
+    """The gradient of `same_conv2d` with respect to the weight, of which only the shape counts.
+
+    Takes the arguments of `same_conv2d_grad_x` and returns (out, C, kh, kw).
+    """
     if _is_product(x, weight):
         return (grad.flatten(1).T @ x.flatten(1)).view(weight.shape)
     if not _is_slow_with_channels_last(x, weight):

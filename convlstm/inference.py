@@ -67,7 +67,8 @@ class Inference:
 
         Raises:
             TypeError: The frames are neither an array nor a tensor.
-            ValueError: Another shape or type of pixels, values outside [0, 1], or NaN.
+            ValueError: Another shape or type of pixels, values outside [0, 1], or NaN; fewer
+                than one step.
         """
         with self._evaluating():
             if isinstance(frames, StreamState):

@@ -29,7 +29,15 @@ class ForecastMetrics(Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def update(self, forecast: Tensor, truth: Tensor) -> None:
-        """Adds a batch of forecasts, each (B, T, C, H, W); T must not change between batches."""
+        """Adds a batch of forecasts.
+
+        Args:
+            forecast: Frames (B, T, C, H, W), floats; T must not change between batches.
+            truth: Those that follow in truth, of the same shape, in [0, 1].
+
+        Raises:
+            ValueError: As `frame_metrics`.
+        """
         self.values.append(frame_metrics(forecast, truth))
 
     def compute(self) -> Tensor:

@@ -354,7 +354,11 @@ class VideoPredictor(Inference, pl.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with OneCycle stepped at every batch."""
+        """The optimizer, with OneCycle stepped at every batch.
+
+        Raises:
+            ValueError: OneCycle without the Trainer's `max_steps`.
+        """
         options = self.hparams
         optimizer = build_optimizer(
             self.network, options["optimizer"], options["learning_rate"], options["weight_decay"]

@@ -185,4 +185,12 @@ class HiddenStateCell(ConvCell):
 
     @abstractmethod
     def step(self, input_gates: Tensor, state: Tensor) -> Tensor:
-        """Advances the state, given the finished input convolution."""
+        """Advances the state, given the finished input convolution.
+
+        Args:
+            input_gates: W_x * x + b, (B, G·H, h, w) for G gates.
+            state: h, (B, H, h, w).
+
+        Returns:
+            The new h.
+        """

@@ -28,7 +28,11 @@ def rnn_parameters(
     hidden_kernel_size: Kernel | None = None,
     bias: bool = True,
 ) -> dict[str, nn.Parameter]:
-    """Fresh parameters of one ConvRNN recurrence: `recurrence_parameters` for one gate."""
+    """Fresh parameters of one ConvRNN recurrence: `recurrence_parameters` for one gate.
+
+    Raises:
+        ValueError: As `recurrence_parameters`.
+    """
     return recurrence_parameters(
         1, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias
     )

@@ -91,8 +91,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after `convlstm`; those of the command line if None.
 
     Returns:
-        The exit status: 0; 2 for words that the command does not take; 1 when something failed, be
-        it for a value out of range; 130 after Ctrl-C.
+        The exit status: 0; 2 for arguments that the command does not take; 1 when something failed,
+        also where a value turns out to be out of range; 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = list(sys.argv[1:] if args is None else args)
     verb = args[0] if args and args[0] in VERBS else ""

@@ -20,9 +20,10 @@ def run(args: Sequence[str]) -> int:
     parser = BuildParser(
         prog="convlstm build",
         description="Compile the gate arithmetic of the layers for the processor of this machine "
-        "(Linux, AVX2 or AVX-512; needs the C++ compiler g++, takes about 20 seconds). From then "
-        "on the layers use it on the CPU in float32 and bfloat16; without it they compute the same "
-        "in plain PyTorch. Repeat it after an update of this package or of PyTorch.",
+        "(Linux, AVX2 or AVX-512; needs GCC 11 or newer, called c++ or named by the environment "
+        "variable CXX; takes about 20 seconds). From then on the layers use it on the CPU in "
+        "float32 and bfloat16; without it they compute the same in plain PyTorch. Repeat it after "
+        "an update of this package or of PyTorch.",
     )
     parser.parse_args(list(args))
     start = time.perf_counter()

@@ -48,7 +48,7 @@ class DemoParser(OneLineErrors, ArgumentParser):
 
 
 def run(args: Sequence[str]) -> int:
-    """Forecasts with the shipped weights, trains, tests anew, and says where to look."""
+    """Forecasts with the bundled weights, trains, tests anew, and says where to look."""
     parser = DemoParser(
         prog="convlstm demo",
         description="Forecast clips with the bundled weights. Then train a small model on bouncing "
@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> int:
     with replacing(marker) as temporary:
         temporary.write_text("This folder is a demo's.\n", encoding="utf-8")
 
-    console.rule("1/3 Forecasting clips of two digits with the weights that come with the program")
+    console.rule("1/3 Forecasting clips of two digits with the bundled weights")
     clips = [str(path) for path in example_clips(PRETRAINED)[:2]]
     words = ["--pretrained", PRETRAINED, "--compare", "--format", "gif", "png"]
     status = predict.run([*clips, *words, "--out", str(out / "pretrained")])
@@ -88,7 +88,7 @@ def run(args: Sequence[str]) -> int:
         return status
     console.rule("Look at")
     for name, what in (
-        (f"pretrained/{PRETRAINED}-1.gif", "a forecast by the weights that come with the program"),
+        (f"pretrained/{PRETRAINED}-1.gif", "a forecast by the bundled weights"),
         (f"pretrained/{PRETRAINED}-2.png", "another one, as a film strip"),
         ("forecasts/00000.gif", "a forecast by the model just trained: truth left, forecast right"),
         ("forecasts/00000.png", "the same as a film strip; 00001, 00002, … are more clips"),

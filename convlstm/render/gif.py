@@ -56,7 +56,10 @@ def encode_gif(
     fps: float = 5.0,
     scale: int | None = None,
 ) -> bytes:
-    """The content of the file that `save_gif` writes."""
+    """The content of the file that `save_gif` writes.
+
+    Takes the same arguments, and raises the same errors but for those of the path.
+    """
     check_fps(fps)
     clips = checked(context, forecast, truth)
     frames = animation(clips, scale)
