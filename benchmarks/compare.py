@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor
 
 from convlstm import VideoPredictor
-from convlstm.callbacks.processor import has_bf16
+from convlstm.bfloat16 import has_bfloat16
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import main as convlstm
 from convlstm.files import replacing
@@ -278,7 +278,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def best_precision() -> str:
     """bf16-mixed where the processor computes in bfloat16, else 32-true."""
-    return "bf16-mixed" if torch.cuda.is_available() or has_bf16() else "32-true"
+    return "bf16-mixed" if torch.cuda.is_available() or has_bfloat16() else "32-true"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:

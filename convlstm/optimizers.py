@@ -31,7 +31,7 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     # Here, because who does not use it need not wait half a second for it.
-    from pytorch_optimizer.optimizer.muon import Muon
+    from convlstm.muon import Muon
 
     kernels, others = split_parameters(network)
     return Muon(

@@ -22,10 +22,11 @@ FLOORS = [
     {"sequence"},
     {"kernels"},
     {"cells"},
-    {"pretrained"},
+    {"optimizers", "pretrained"},
     {
         "losses",
         "metrics",
+        "muon",
         "nowcasting",
         "render",
         "checkpoint",
@@ -33,7 +34,7 @@ FLOORS = [
         "patches",
         "attention",
     },
-    {"allocator", "console", "convolution", "files", "optimizers", "pixels"},
+    {"allocator", "bfloat16", "console", "convolution", "files", "pixels"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))

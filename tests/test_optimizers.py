@@ -1,8 +1,10 @@
 """Muon against torch's own, which takes matrices alone, and AdamW for the rest."""
 
+import numpy as np
 import pytest
 import torch
 
+import convlstm.muon
 from convlstm import EncoderForecaster
 from convlstm.optimizers import build_optimizer, split_parameters
 
@@ -58,11 +60,33 @@ def test_muon_steps_as_torchs_own_does_and_adamw_beside_it():
     mine, rest = split_parameters(ours)
     for one, matrix, first in zip(mine, flat, start, strict=True):
         step = (matrix - first).norm()
-        # Both compute in bfloat16.
+        # Torch computes in bfloat16.
         assert (one.flatten(1) - matrix).norm() < 0.03 * step, one.shape
         assert step > 0
     for one, other in zip(rest, others, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_without_bfloat16_instructions_muon_orthogonalizes_in_float32(monkeypatch):
+    """Against the iteration of K. Jordan et al. 2024 in NumPy's float64."""
+    monkeypatch.setattr(convlstm.muon, "has_bfloat16", lambda: False)
+    built = network()
+    optimizer = build_optimizer(built, "muon", 0.01, 0.0)
+    kernels, _ = split_parameters(built)
+    for parameter in built.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = []
+    for kernel in kernels:
+        x = kernel.grad.flatten(1).double().numpy()
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        step = 0.01 * 0.2 * max(x.shape) ** 0.5 * torch.from_numpy(x)
+        expected.append((kernel.detach().flatten(1).double() - step).float())
+    optimizer.step()
+    for kernel, matrix in zip(kernels, expected, strict=True):
+        torch.testing.assert_close(kernel.detach().flatten(1), matrix, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])

@@ -7,17 +7,14 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from convlstm.allocator import keep_freed_memory
-
-BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, x86 and ARM
+from convlstm.bfloat16 import has_bfloat16
 
 
 class Processor(Callback):
     """On the CPU: flushes denormals, keeps freed memory, and warns of bfloat16 in software.
 
-    Gradients that fade over many steps end as denormals, on which arithmetic is slow. In bfloat16
-    convolutions may take slow paths where the processor has no instructions for it
-    (https://github.com/pytorch/pytorch/issues/183815). Memory is kept for good: see
-    `keep_freed_memory`.
+    Gradients that fade over many steps end as denormals, on which arithmetic is slow. Memory is
+    kept for good: see `keep_freed_memory`. Of bfloat16: see `has_bfloat16`.
     """
 
     _flushed_before: bool | None = None
@@ -29,7 +26,7 @@ class Processor(Callback):
         self._flushed_before = flushes_denormals()
         torch.set_flush_denormal(True)
         keep_freed_memory()
-        if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bf16():
+        if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bfloat16():
             warnings.warn(
                 f"this processor has no bfloat16 instructions (AVX512_BF16 or AMX): precision "
                 f"{trainer.precision} may be slower than --trainer.precision 32-true",
@@ -52,9 +49,3 @@ class Processor(Callback):
 def flushes_denormals() -> bool:
     """Whether this thread's arithmetic takes denormals for zero."""
     return not (torch.tensor(1e-40) * 1).item()
-
-
-def has_bf16() -> bool:
-    """Whether the processor computes in bfloat16 itself."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in BF16)
