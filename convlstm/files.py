@@ -1,13 +1,17 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and written by one process at a time."""
 
 import errno
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 PREFIX = ".tmp-"  # of temporary names
+LOCK = ".lock"
 
 
 @contextmanager
@@ -45,6 +49,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON, which has no NaN and no infinity: null stands for them.
+
+    Raises:
+        OSError: As `replacing`.
+    """
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A block in which no other process claims a folder; a missing one is created.
+
+    The claim is a lock on a file in it, which the system lifts when the process ends in whatever
+    way; the file is there until the block ends. Where there are no such locks (Windows, some
+    network file systems), nothing is refused.
+
+    Raises:
+        ValueError: Another process has claimed it.
+        OSError: Files cannot be written to it.
+    """
+    lock = folder / LOCK
+    _make_directory(lock)
+    with lock.open("w") as file:
+        if _is_locked(file.fileno()):
+            raise ValueError(f"another process is writing to {folder}: let it end, or stop it")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+
+
 def check_folder(folder: Path) -> None:
     """Makes sure, before long work, that files can be written to a folder; it may be missing yet.
 
@@ -62,6 +101,27 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what `replacing` left in a folder when the process was killed while it wrote."""
     for path in folder.glob(f"{PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+def _is_locked(file: int) -> bool:
+    """Whether another process has locked a file; locks it if not."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept by children
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _make_directory(target: Path) -> None:

@@ -266,8 +266,11 @@ class EncoderForecaster(nn.Module):
         """
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing must be in [0, 1], got {teacher_forcing}")
-        if teacher_forcing > 0 and truth is None:
-            raise ValueError("teacher_forcing needs the truth")
+        if teacher_forcing > 0:
+            expected = (len(frames), steps, *frames.shape[2:])
+            if truth is None or truth.shape != expected or not truth.is_floating_point():
+                got = "none" if truth is None else f"{truth.dtype} {tuple(truth.shape)}"
+                raise ValueError(f"teacher_forcing needs the truth, floats {expected}, got {got}")
         carry, hidden = self._read(frames, None)
         raw, _ = self._unroll(carry, steps, truth, teacher_forcing)
         if context_too:

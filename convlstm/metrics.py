@@ -124,7 +124,11 @@ def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[
 
     Returns:
         (B, T) for each data range, mean over channels; NaN where H or W is below 7.
+
+    Raises:
+        ValueError: The shapes differ, or the pixels are integers.
     """
+    check_pair(x, y)
     window = 7
     if min(x.shape[3:]) < window:
         return [x.new_full(x.shape[:2], torch.nan) for _ in data_ranges]
@@ -152,8 +156,13 @@ def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Mean over the first axis without infinite values; infinite where nothing else is there."""
+    """Mean over the first axis without infinite values; infinite if there are no others.
+
+    Of nothing at all it is NaN.
+    """
     infinite = values.isinf()
     total = values.masked_fill(infinite, 0).sum(0)
     count = (~infinite).sum(0)
-    return torch.where(count > 0, total / count.clamp(min=1), torch.inf)
+    return torch.where(
+        count > 0, total / count.clamp(min=1), torch.inf if len(values) else torch.nan
+    )

@@ -63,7 +63,8 @@ class NowcastingScores(Metric):
         """Adds a batch of forecasts.
 
         Args:
-            forecast: (B, T, C, H, W), floats; T must not change between batches.
+            forecast: (B, T, C, H, W), floats, of which NaN is no event; T must not change between
+                batches.
             truth: The same shape, floats in [0, 1].
 
         Raises:

@@ -58,8 +58,9 @@ def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     """Kernels that Muon trains, and the other parameters: biases, peepholes, the head."""
     kernels: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    head = network.get_submodule("head").weight  # under whatever name: torch.compile adds to it
+    # Under whatever name: torch.compile adds to it.
+    head = {id(parameter) for parameter in network.get_submodule("head").parameters()}
     for name, parameter in network.named_parameters():
-        kernel = parameter.ndim == 4 and "weight" in name and parameter is not head
+        kernel = parameter.ndim == 4 and "weight" in name and id(parameter) not in head
         (kernels if kernel else others).append(parameter)
     return kernels, others

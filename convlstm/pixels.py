@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-5  # by which floats of other programs may leave [0, 1]
 _LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
@@ -20,13 +21,13 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def check_unit(frames: Tensor) -> None:
-    """Raises ValueError unless all values are finite and in [0, 1]."""
+    """Raises ValueError unless all values are finite and in [0, 1], but for rounding."""
     if not frames.is_floating_point() or frames.numel() == 0:
         return
     low, high = frames.min().item(), frames.max().item()
     if low != low or high != high:
         raise ValueError("frames hold NaN: every pixel must be a number in [0, 1]")
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
             f"pixels must be floats in [0, 1], got values from {low:.6g} to {high:.6g}: scale them "
             "first, or pass uint8 or uint16"

@@ -97,6 +97,29 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_two_trainings_do_not_share_a_directory(config, tmp_path, capsys):
+    code = (
+        "import sys; from pathlib import Path; from convlstm.files import claimed\n"
+        "with claimed(Path('runs/small')):\n    print('mine', flush=True)\n    sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+        assert other.stdout.readline() == b"mine\n"
+        line = fails(capsys, 1, "fit", "-c", config)
+        assert "another process is writing to runs/small" in line
+        assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == [".lock"]
+    assert main(["fit", "-c", config]) == 0
+
+
+def test_what_standard_output_cannot_encode_is_escaped(config):
+    command = [sys.executable, "-m", "convlstm", "fit", "-c", config, "--run_dir", "rüns"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Best checkpoint: r\\xfcns/checkpoints/best.ckpt" in done.stdout
+
+
 def test_a_trial_run_writes_nothing_wherever_it_is(config, tmp_path, capsys):
     trial = ["fit", "-c", config, "--trainer.fast_dev_run", "true"]
     assert main(trial) == 0

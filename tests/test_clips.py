@@ -112,6 +112,11 @@ def test_npy_with_floats_outside_of_0_to_1_names_their_range(tmp_path, low, high
         read_clip(save(tmp_path / "clip.npy", frames))
 
 
+def test_npy_with_floats_that_rounding_made_leave_the_range_is_read(tmp_path):
+    frames = np.full((2, 6, 7), [[-1e-6] * 6 + [1 + 1e-6]], dtype=np.float32)
+    np.testing.assert_array_equal(read_clip(save(tmp_path / "clip.npy", frames))[:, 0], frames)
+
+
 @pytest.mark.parametrize("axes", ["HWT", "WHT", "CTHW", "THWC", "HWCT", "TCHW"])
 def test_axes_say_what_an_array_holds(tmp_path, axes):
     frames = RNG.integers(0, 256, (4, 3, 6, 7), dtype=np.uint8)

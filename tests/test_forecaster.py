@@ -343,6 +343,22 @@ def test_teacher_forcing_that_cannot_be_raises(probability, truth, named):
         network(frames, 2, truth=truth if truth is None else frames, teacher_forcing=probability)
 
 
+@pytest.mark.parametrize(
+    "truth",
+    [
+        torch.rand(1, 2, 1, 8, 8),
+        torch.rand(2, 3, 1, 8, 8),
+        torch.rand(2, 2, 1, 8, 12),
+        torch.zeros(2, 2, 1, 8, 8, dtype=torch.uint8),
+    ],
+    ids=lambda truth: f"{truth.dtype} {tuple(truth.shape)}",
+)
+def test_a_truth_of_another_shape_or_of_integers_raises(truth):
+    network = EncoderForecaster(hidden_sizes=[4], forecaster="autoregressive")
+    with pytest.raises(ValueError, match=r"the truth, floats \(2, 2, 1, 8, 8\), got torch\."):
+        network(torch.rand(2, 3, 1, 8, 8), 2, truth=truth, teacher_forcing=1.0)
+
+
 def test_scheduled_sampling_mixes_clip_by_clip():
     network = EncoderForecaster(hidden_sizes=[4], forecaster="autoregressive").double()
     frames = torch.rand(1, 3, 1, 8, 8, dtype=torch.float64).repeat(64, 1, 1, 1, 1)

@@ -106,6 +106,12 @@ def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
         build().forecast(clip, 2)
 
 
+def test_rounding_may_leave_the_range():
+    clip = torch.rand(4, 1, 8, 8)
+    clip[0, 0, 0, :2] = torch.tensor([-1e-6, 1 + 1e-6])
+    assert build().forecast(clip, 2).shape == (2, 1, 8, 8)
+
+
 def test_steps_may_be_numpys():
     clip = torch.rand(4, 1, 8, 8)
     model = build()

@@ -78,7 +78,13 @@ def test_reset_forgets():
     assert metrics.summary()["mse"] == 0
 
 
-@pytest.mark.parametrize("metric", [frame_metrics, cross_entropy])
+def test_the_mean_of_no_clip_is_nan():
+    metrics = ForecastMetrics()
+    metrics.update(torch.zeros(0, 2, 1, 8, 8), torch.zeros(0, 2, 1, 8, 8))
+    assert metrics.compute().isnan().all()
+
+
+@pytest.mark.parametrize("metric", [frame_metrics, cross_entropy, ssim])
 def test_other_shapes_and_integers_raise(metric):
     frames = torch.zeros(1, 2, 1, 8, 8)
     with pytest.raises(ValueError, match=r"\(1, 2, 1, 8, 8\) and \(1, 3, 1, 8, 8\)"):

@@ -31,6 +31,13 @@ def test_kernels_but_the_heads_are_muons():
     assert not kernels & others
 
 
+def test_a_head_of_several_modules_is_not_muons_either():
+    built = network()
+    built.head = torch.nn.Sequential(torch.nn.Conv2d(5, 6, 3), built.head)
+    _, others = split_parameters(built)
+    assert {id(p) for p in built.head.parameters()} <= {id(p) for p in others}
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch 2.11
 def test_the_head_of_a_compiled_network_is_not_muons_either():
     built = network()

@@ -1,7 +1,5 @@
 """The end of a test, for who forecasts events: their scores beside those of the last frame."""
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from convlstm.console import plain_console
-from convlstm.files import replacing
+from convlstm.files import write_json
 from convlstm.nowcasting import NowcastingScores
 from convlstm.pixels import to_unit
 
@@ -73,8 +71,7 @@ class NowcastingReport(Callback):
             "last_frame": _by_name(baseline),
         }
         path = self.directory / "nowcasting.json"
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, content)
         console.print(f"Scores by lead time: {path}")
 
 
@@ -101,13 +98,9 @@ def scores_table(
 
 
 def _by_name(scores: dict[str, Tensor]) -> dict[str, list[Any]]:
-    """Scores as JSON can have them: an entry a threshold, of all frames and by lead time."""
+    """Scores as lists: an entry a threshold, of all frames and by lead time."""
     result: dict[str, list[Any]] = {}
     for name, values in scores.items():  # (1 + T, thresholds)
-        result[name] = _nulls(values[0])
-        result[f"{name}_by_lead_time"] = [_nulls(curve) for curve in values[1:].T]
+        result[name] = values[0].tolist()
+        result[f"{name}_by_lead_time"] = values[1:].T.tolist()
     return result
-
-
-def _nulls(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]

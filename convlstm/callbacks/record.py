@@ -1,6 +1,5 @@
 """What ran: the configuration and the versions, in the run's directory."""
 
-import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from convlstm.files import replacing
+from convlstm.files import replacing, write_json
 
 PACKAGES = ("convlstm", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
 
@@ -33,8 +32,7 @@ class RunRecord(Callback):
             return
         with replacing(self.run_dir / "config.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
-        with replacing(self.run_dir / "environment.json") as temporary:
-            temporary.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.run_dir / "environment.json", environment())
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The end of a test: the metrics beside those of repeating the last frame, and a plot."""
 
-import json
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from convlstm.console import plain_console
-from convlstm.files import replacing
+from convlstm.files import replacing, write_json
 from convlstm.metrics import METRICS
 from convlstm.module import VideoPredictor
 
@@ -81,13 +80,12 @@ def metrics_table(model: Values, baseline: Values) -> Table:
 
 
 def write_metrics(path: Path, model: Values, baseline: Values) -> None:
-    """Writes all metrics, their means and by lead time, as JSON."""
+    """Writes all metrics, their means and by lead time, as JSON; null if NaN or infinite."""
     content = {
         name: {metric: value.tolist() for metric, value in values.items()}
         for name, values in (("model", model), ("last_frame", baseline))
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def plot_lead_times(path: Path, model: Values, baseline: Values) -> None:

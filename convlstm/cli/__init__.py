@@ -1,5 +1,6 @@
 """The command `convlstm`: its verbs, found here by name."""
 
+import io
 import os
 import re
 import sys
@@ -95,6 +96,8 @@ def main(args: Sequence[str] | None = None) -> int:
         also where a value turns out to be out of range; 130 after Ctrl-C, 143 after SIGTERM.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     verb = args[0] if args and args[0] in VERBS else ""
     program = f"convlstm {verb}".rstrip()
     try:

@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
 from convlstm.console import plain_console
-from convlstm.files import check_folder
+from convlstm.files import check_folder, claimed
 from convlstm.module import ENDLESS, VideoPredictor
 from datamodules import VideoDataModule
 
@@ -388,8 +388,9 @@ class VideoCLI(LightningCLI):
         trial = bool(self.config.fit.trainer.fast_dev_run)
         where = "a trial that writes nothing" if trial else f"the run's directory is {self.run_dir}"
         console.print(f"Training {count:,} parameters; {where}")
+        writes = self.trainer.is_global_zero and not trial
         try:
-            with self._signals_told_apart():
+            with claimed(self.run_dir) if writes else nullcontext(), self._signals_told_apart():
                 self.trainer.fit(**kwargs)
         except TrainingStopped:
             step = self.trainer.global_step

@@ -16,6 +16,7 @@ from datamodules.clips.reader import ClipReader
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
+ROUNDING = 1e-5  # by which floats may leave [0, 1]
 MOST_PACKED_BYTES = 2**32  # of an array in a .npz, which has to be unpacked as a whole
 
 
@@ -150,7 +151,8 @@ def _axes(shape: tuple[int, ...], path: Path) -> str:
                 return "THWC"
     raise ValueError(
         f"{path}: shape {shape} is not a clip: expected (T, H, W), (T, C, H, W) or (T, H, W, C) "
-        "with 1, 3 or 4 channels; other orders need axes, such as HWT"
+        "with 1, 3 or 4 channels; other orders need axes, such as HWT; of several clips in one "
+        "array, save each as a file of its own"
     )
 
 
@@ -187,7 +189,7 @@ def _check_unit(frame: NDArray[Any], number: int, path: Path) -> None:
         raise ValueError(
             f"{path}: frame {number} has pixels that are NaN or infinite: give floats in [0, 1]"
         )
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
             f"{path}: pixels of frame {number} range from {low:g} to {high:g}, but floats must lie "
             "in [0, 1]: subtract their minimum and divide by their range, the same numbers for all "

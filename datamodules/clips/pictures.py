@@ -79,7 +79,10 @@ def pixels(image: Image.Image) -> NDArray[Any]:
         gray = np.asarray(image)[None]
         largest = 1 if image.mode == "F" else 65535
         if not (gray.min() >= 0 and gray.max() <= largest):
-            raise ValueError(f"pixels from {gray.min()} to {gray.max()} are outside 0 to {largest}")
+            raise ValueError(
+                f"pixels from {gray.min():g} to {gray.max():g} are outside 0 to {largest}: scale "
+                "all images by the same numbers"
+            )
         return gray.astype(pixel_type(image))
     if image.has_transparency_data:
         return on_black(np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0))
