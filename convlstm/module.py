@@ -16,7 +16,7 @@ from convlstm.inference import Inference
 from convlstm.losses import LOSSES, Loss
 from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy
 from convlstm.optimizers import OPTIMIZERS, OptimizerName, build_optimizer
-from convlstm.pixels import to_unit
+from convlstm.pixels import check_unit, to_unit
 from convlstm.pretrained import read_pretrained
 from convlstm.stages import Cell
 
@@ -248,8 +248,15 @@ class VideoPredictor(Inference, pl.LightningModule):
         return model.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Notes the frame size, for who forecasts clips of another one."""
+        """Notes the frame size, for who forecasts clips of another one.
+
+        Raises:
+            ValueError: The first batch has floats outside of [0, 1].
+        """
         self.hparams["frame_size"] = list(batch["context"].shape[3:])
+        if batch_idx == 0:
+            check_unit(batch["context"])
+            check_unit(batch["target"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""

@@ -211,6 +211,14 @@ def test_sixteen_bit_batches_train(tmp_path):
     trainer(tmp_path, max_steps=1).fit(build(), DataLoader(data))
 
 
+@pytest.mark.parametrize("name", ["context", "target"])
+def test_floats_outside_of_0_to_1_are_not_trained_on(tmp_path, name):
+    sample = {"context": torch.rand(4, 1, 8, 8), "target": torch.rand(3, 1, 8, 8)}
+    sample[name][0, 0, 0, 0] = 200
+    with pytest.raises(ValueError, match=r"must be floats in \[0, 1\], got values from .* to 200"):
+        trainer(tmp_path, max_steps=1).fit(build(), DataLoader([sample]))
+
+
 def test_hyperparameters_are_plain_values(tmp_path):
     for value in dict(build().hparams).values():
         assert isinstance(value, int | float | str | list | None)
