@@ -13,7 +13,7 @@ from convlstm.bfloat16 import has_bfloat16
 class Muon(muon.Muon):
     """The library's Muon, which orthogonalizes in bfloat16; here in float32 on a CPU without it.
 
-    Of kernels of a million parameters bfloat16 in software took 25 times as long as float32.
+    In software bfloat16 takes some forty times as long (docs/speed.md).
     """
 
     @staticmethod

@@ -97,6 +97,10 @@ class VideoDataModule(pl.LightningDataModule):
         """
         return self._shard_loader(_require(self.test_set, "test"))
 
+    def describe(self) -> str:
+        """What the training set and the validation set are, for who starts a training."""
+        return ""
+
     def _shard_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         trainer = self.trainer
         world_size, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)

@@ -158,6 +158,15 @@ class ClipDataModule(VideoDataModule):
         if stage in ("test", None) and self.test_set is None:
             self.test_set = self._windows("test", self.eval_stride)
 
+    def describe(self) -> str:
+        """How many clips and windows there are for training and validation, after `setup`."""
+        told = []
+        for name, windows in (("training", self.train_set), ("validation", self.val_set)):
+            parts = [] if windows is None else windows.parts
+            clips = sum(len(part.frames) >= self.span for part in parts)
+            told.append(f"{clips} for {name} ({len(windows or ()):,} windows)")
+        return f"Clips: {', '.join(told)}"
+
     def _windows(self, split: Split, stride: int) -> ClipWindows:
         parts = self._parts(split)
         short = [part.name for part in parts if len(part.frames) < self.span]

@@ -671,7 +671,7 @@ def test_a_damaged_array_is_named_in_a_training(config, tmp_path, capsys):
     assert "clips/train/a.npy: " in fails(capsys, 1, "fit", "-c", "clips.yaml")
 
 
-def test_a_model_notes_how_far_apart_frames_were(config, tmp_path):
+def test_a_model_notes_how_far_apart_frames_were(config, tmp_path, capsys):
     for split in ("train", "val", "test"):
         (tmp_path / "clips" / split).mkdir(parents=True)
         np.save(tmp_path / "clips" / split / "a.npy", np.zeros((30, 32, 32), dtype=np.uint8))
@@ -680,6 +680,8 @@ def test_a_model_notes_how_far_apart_frames_were(config, tmp_path):
     data = {"class_path": "ClipDataModule", "init_args": data}
     Path("clips.yaml").write_text(yaml.safe_dump({**CONFIG, "data": data}))
     assert main(["fit", "-c", "clips.yaml"]) == 0
+    told = "Clips: 1 for training (18 windows), 1 for validation (2 windows)"
+    assert told in capsys.readouterr().out
     assert convlstm.load("runs/clips/checkpoints/best.ckpt").hparams["frame_step"] == 3
     assert main(["fit", "-c", "runs/clips/config.yaml", "--resume"]) == 0
     assert main(["test", "-c", "runs/clips/config.yaml"]) == 0

@@ -60,6 +60,11 @@ def test_training_has_all_windows_and_evaluation_those_that_do_not_overlap(folde
     assert [len(s) for s in sets(ready(folder, frame_step=2))] == [8 * 4, 1, 1]
 
 
+def test_what_there_is_to_train_on_is_told(folder):
+    told = "Clips: 8 for training (64 windows), 1 for validation (2 windows)"
+    assert ready(folder).describe() == told
+
+
 def test_a_stage_opens_only_the_clips_that_it_needs(folder):
     data = module(folder)
     data.setup("test")

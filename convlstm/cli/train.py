@@ -382,6 +382,8 @@ class VideoCLI(LightningCLI):
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
             self.datamodule.train_dataloader()  # which may find the data too small
+            if about := self.datamodule.describe():
+                console.print(about)
         if self.start.notice is not None:
             console.print(self.start.notice)
         count = sum(p.numel() for p in self.model.parameters())
