@@ -83,18 +83,19 @@ class ContextAttention(nn.Module):
         return attended, weights.permute(0, 3, 4, 5, 6, 1, 2)
 
     def _windows(self, maps: Tensor) -> Tensor:
-        """Each point's neighbourhood in all frames: (T, B, C, h, w) → (B·h·w, T·n·n, C)."""
-        steps, batch, channels, height, width = maps.shape
-        windows = self._unfold(maps.flatten(0, 1)).view(
-            steps, batch, channels, self.neighbourhood**2, height * width
-        )
-        return windows.permute(1, 4, 0, 3, 2).flatten(0, 1).flatten(1, 2)
+        """Each point's neighbourhood in all frames: (T, B, C, h, w) → (B·h·w, T·n·n, C).
+
+        Zero outside of the map. `F.unfold` copies channel by channel, which takes several times as
+        long.
+        """
+        height, width = maps.shape[3:]
+        n, edge = self.neighbourhood, self.neighbourhood // 2
+        padded = F.pad(maps.movedim(2, -1), (0, 0, edge, edge, edge, edge))
+        padded = padded.permute(1, 2, 3, 0, 4)  # (B, h + n - 1, w + n - 1, T, C)
+        shifted = [padded[:, y : y + height, x : x + width] for y in range(n) for x in range(n)]
+        return torch.stack(shifted, dim=4).flatten(0, 2).flatten(1, 2)
 
     def _inside(self, like: Tensor) -> Tensor:
         """Which points of each neighbourhood are on the map: (h, w, n, n)."""
         n, size = self.neighbourhood, like.shape[3:]
-        return self._unfold(like.new_ones(1, 1, *size)).view(n, n, *size).permute(2, 3, 0, 1) > 0
-
-    def _unfold(self, maps: Tensor) -> Tensor:
-        """(N, C, h, w) → (N, C·n·n, h·w), zero outside of the map."""
-        return F.unfold(maps, self.neighbourhood, padding=self.neighbourhood // 2)
+        return self._windows(like.new_ones(1, 1, 1, *size)).view(*size, n, n) > 0
