@@ -3,10 +3,10 @@
     python benchmarks/gpu_check.py
 
 Every path on CUDA (plain PyTorch and Triton, each recurrence, with and without a first state) is
-compared with plain PyTorch on the CPU in float32 without TF32, and under bfloat16 autocast; then
-`layer.py` measures its cases there, and `recipe.py` what a CUDA graph gives (with `--compile` also
-`torch.compile`). The last lines are a table of what held. Without a GPU, `--rehearse` runs the same
-on the CPU, through Triton's interpreter, with tiny sizes.
+compared with plain PyTorch on the CPU in float32 without TF32, and under float16 and bfloat16
+autocast; then `layer.py` measures its cases there, and `recipe.py` what a CUDA graph gives (with
+`--compile` also `torch.compile`). The last lines are a table of what held. Without a GPU,
+`--rehearse` runs the same on the CPU, through Triton's interpreter, with tiny sizes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if "--rehearse" in sys.argv:
 import layer
 import recipe
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN, EncoderForecaster
 from convlstm.kernels import use_backend
@@ -34,9 +34,31 @@ KINDS = {
     "lstm, even kernel": lambda: ConvLSTM(3, 32, 4),
     "lstm, checkpoint_every": lambda: ConvLSTM(3, 32, checkpoint_every=2),
     "lstm, bidirectional": lambda: ConvLSTM(3, 32, num_layers=2, bidirectional=True),
+    "lstm, lengths": lambda: Shortened(ConvLSTM(3, 32)),
     "gru": lambda: ConvGRU(3, 32),
+    "gru, checkpoint_every": lambda: ConvGRU(3, 32, checkpoint_every=2),
     "rnn": lambda: ConvRNN(3, 32),
+    "rnn, checkpoint_every": lambda: ConvRNN(3, 32, checkpoint_every=2),
 }
+BOUNDS = {torch.float32: 1e-4, torch.float16: 2**-7, torch.bfloat16: 2**-4}
+NETWORKS = {
+    "unconditional": {"hidden_sizes": [16, 16]},
+    "autoregressive": {"hidden_sizes": [16, 16], "forecaster": "autoregressive"},
+    "two resolutions, a head": {"hidden_sizes": [16, 16], "downsample": [1, 2], "head_size": 8},
+    "attention": {"hidden_sizes": [16], "attention": 3},
+}
+
+
+class Shortened(nn.Module):
+    """A layer whose second sequence ends before the first."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: object = None) -> object:
+        """Runs the layer."""
+        return self.layer(x, state, lengths=[x.shape[1], x.shape[1] - 2])
 
 
 def results(network: torch.nn.Module, x: Tensor, state: object, dtype: torch.dtype) -> list[Tensor]:
@@ -73,7 +95,7 @@ def checks(device: str) -> Iterator[tuple[str, float, float]]:
             elif isinstance(state, Tensor):
                 there = state.to(device)
             for backend in ("plain", "triton"):
-                for dtype, bound in ((torch.float32, 1e-4), (torch.bfloat16, 2**-4)):
+                for dtype, bound in BOUNDS.items():
                     with use_backend(backend):
                         values = results(network, x.to(device), there, dtype)
                     error = max(
@@ -83,14 +105,14 @@ def checks(device: str) -> Iterator[tuple[str, float, float]]:
                     first = ", first state" if with_state else ""
                     yield f"{name}{first}, {backend}, {str(dtype)[6:]}", error, bound
 
-    for forecaster in ("unconditional", "autoregressive"):
+    for name, options in NETWORKS.items():
         torch.manual_seed(0)
-        network = EncoderForecaster(1, hidden_sizes=[16, 16], forecaster=forecaster)
+        network = EncoderForecaster(1, **options)
         frames = torch.rand(2, 4, 1, 16, 16)
         expected = [network(frames, 3).detach()]
         values = [network.to(device)(frames.to(device), 3).detach().cpu()]
         error = (values[0] - expected[0]).abs().max().item()
-        yield f"EncoderForecaster, {forecaster}", error, 1e-4
+        yield f"EncoderForecaster, {name}", error, 1e-4
 
 
 def main() -> int:
