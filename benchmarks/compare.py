@@ -31,7 +31,7 @@ from convlstm import VideoPredictor
 from convlstm.bfloat16 import has_bfloat16
 from convlstm.checkpoint import read_checkpoint
 from convlstm.cli import main as convlstm
-from convlstm.files import replacing
+from convlstm.files import write_json
 from convlstm.pixels import to_unit
 from datamodules import MovingMNISTDataModule
 
@@ -269,11 +269,6 @@ def _growth(name: str, args: argparse.Namespace) -> float:
     step()
     step()
     return largest_resident_size() - before
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def best_precision() -> str:

@@ -61,7 +61,7 @@ class Shortened(nn.Module):
         return self.layer(x, state, lengths=[x.shape[1], x.shape[1] - 2])
 
 
-def results(network: torch.nn.Module, x: Tensor, state: object, dtype: torch.dtype) -> list[Tensor]:
+def results(network: nn.Module, x: Tensor, state: object, dtype: torch.dtype) -> list[Tensor]:
     """Output, last states and all gradients, on the CPU in float32."""
     x = x.clone().requires_grad_()
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):

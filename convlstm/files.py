@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and written by one process at a time."""
+"""Files that are whole or not there."""
 
 import errno
 import json
@@ -6,12 +6,11 @@ import math
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PREFIX = ".tmp-"  # of temporary names
-LOCK = ".lock"
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f"{PREFIX}{secrets.token_hex(8)}{target.suffix}")
-    _make_directory(target)
+    make_directory(target)
     try:
         yield temporary
         with temporary.open("rb+") as file:  # Windows flushes only what is open for writing
@@ -60,30 +59,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """A block in which no other process claims a folder; a missing one is created.
-
-    The claim is a lock on a file in it, which the system lifts when the process ends in whatever
-    way; the file is there until the block ends. Where there are no such locks (Windows, some
-    network file systems), nothing is refused.
-
-    Raises:
-        ValueError: Another process has claimed it.
-        OSError: Files cannot be written to it.
-    """
-    lock = folder / LOCK
-    _make_directory(lock)
-    with lock.open("w") as file:
-        if _is_locked(file.fileno()):
-            raise ValueError(f"another process is writing to {folder}: let it end, or stop it")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
-
-
 def check_folder(folder: Path) -> None:
     """Makes sure, before long work, that files can be written to a folder; it may be missing yet.
 
@@ -103,19 +78,6 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_locked(file: int) -> bool:
-    """Whether another process has locked a file; locks it if not."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept by children
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
-
-
 def _finite(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
@@ -124,7 +86,12 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _make_directory(target: Path) -> None:
+def make_directory(target: Path) -> None:
+    """Creates the folder of a file to be written.
+
+    Raises:
+        OSError: It cannot be created; the message names the file.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # mkdir's word for a parent that is a file

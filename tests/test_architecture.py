@@ -24,6 +24,7 @@ FLOORS = [
     {"cells"},
     {"optimizers", "pretrained"},
     {
+        "lock",
         "losses",
         "metrics",
         "muon",

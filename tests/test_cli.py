@@ -100,7 +100,7 @@ def test_a_run_is_trained_tested_and_used(config, tmp_path, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
 def test_two_trainings_do_not_share_a_directory(config, tmp_path, capsys):
     code = (
-        "import sys; from pathlib import Path; from convlstm.files import claimed\n"
+        "import sys; from pathlib import Path; from convlstm.lock import claimed\n"
         "with claimed(Path('runs/small')):\n    print('mine', flush=True)\n    sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

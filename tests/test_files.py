@@ -2,12 +2,11 @@ import errno
 import json
 import os
 import stat
-import subprocess
 import sys
 
 import pytest
 
-from convlstm.files import claimed, replacing, write_json
+from convlstm.files import replacing, write_json
 
 
 def names(directory):
@@ -140,24 +139,3 @@ def test_json_has_null_for_nan_and_infinity(tmp_path):
     text = (tmp_path / "a.json").read_text()
     read = json.loads(text, parse_constant=pytest.fail)
     assert read == {"psnr": [1.5, None], "of": {"ssim": None}}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
-def test_a_folder_has_one_writer_until_its_process_is_gone(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from convlstm.files import claimed\n"
-        "with claimed(Path(sys.argv[1])):\n    print('mine', flush=True)\n    time.sleep(600)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
-    try:
-        assert other.stdout.readline() == b"mine\n"
-        with pytest.raises(ValueError, match="another process is writing to"), claimed(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()
-    for _ in range(2):
-        with claimed(tmp_path):
-            pass
-        assert not names(tmp_path)

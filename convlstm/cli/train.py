@@ -46,7 +46,8 @@ from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
 from convlstm.console import plain_console
-from convlstm.files import check_folder, claimed
+from convlstm.files import check_folder
+from convlstm.lock import claimed
 from convlstm.module import ENDLESS, VideoPredictor
 from datamodules import VideoDataModule
 

@@ -39,6 +39,10 @@ def permitted(path: Path) -> Iterator[None]:
         ) from error
 
 
+class OutOfRange(ValueError):
+    """Of pixels that are whole, but outside of the values that they may have."""
+
+
 @contextmanager
 def damage(path: Path, kind: str) -> Iterator[None]:
     """Turns whatever a decoder raises into one line that names the file; of warnings there is none.
@@ -60,6 +64,8 @@ def damage(path: Path, kind: str) -> Iterator[None]:
             yield
     except MemoryError:
         raise
+    except OutOfRange as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
         raise ValueError(
             f"{path}: the {kind} is damaged ({first_line(error)}): copy or write it anew"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.clips.colour import on_black
-from datamodules.clips.errors import damage, require_file
+from datamodules.clips.errors import OutOfRange, damage, require_file
 from datamodules.clips.reader import MOST_PIXELS
 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"acTL", b"fcTL", b"fdAT")
@@ -73,13 +73,13 @@ def pixels(image: Image.Image) -> NDArray[Any]:
     """The pixels of a picture in any mode, (C, H, W) with C = 1 or 3; transparent ones are black.
 
     Raises:
-        ValueError: If floats are outside [0, 1] or integers above 65535.
+        OutOfRange: If floats are outside [0, 1] or integers above 65535.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         gray = np.asarray(image)[None]
         largest = 1 if image.mode == "F" else 65535
         if not (gray.min() >= 0 and gray.max() <= largest):
-            raise ValueError(
+            raise OutOfRange(
                 f"pixels from {gray.min():g} to {gray.max():g} are outside 0 to {largest}: scale "
                 "all images by the same numbers"
             )

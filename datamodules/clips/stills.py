@@ -76,11 +76,7 @@ class FolderReader(ClipReader):
                 with damage(file, "image"):
                     if image.format in CAMERAS:
                         ImageOps.exif_transpose(image, in_place=True)
-                    image.load()
-                try:
                     frame = pixels(image)
-                except ValueError as error:
-                    raise ValueError(f"{file}: {error}") from error
             yield frame
 
 
