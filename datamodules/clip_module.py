@@ -159,13 +159,24 @@ class ClipDataModule(VideoDataModule):
             self.test_set = self._windows("test", self.eval_stride)
 
     def describe(self) -> str:
-        """How many clips and windows there are for training and validation, after `setup`."""
-        told = []
+        """How many clips and windows there are for training and validation, after `setup`.
+
+        Where the cache is too small for their frames, this is told, too: it makes a training slow.
+        """
+        told, size = [], 0
         for name, windows in (("training", self.train_set), ("validation", self.val_set)):
             parts = [] if windows is None else windows.parts
             clips = sum(len(part.frames) >= self.span for part in parts)
             told.append(f"{clips} for {name} ({len(windows or ()):,} windows)")
-        return f"Clips: {', '.join(told)}"
+            size += 0 if windows is None else windows.num_bytes
+        about = f"Clips: {', '.join(told)}"
+        if size <= self.cache.max_bytes:
+            return about
+        return (
+            f"{about}\nTheir decoded frames take {-(-size // 2**20):,} MiB, of which "
+            f"data.cache_mib keeps {self.cache.max_bytes // 2**20:,}; the others are decoded again "
+            "for each window"
+        )
 
     def _windows(self, split: Split, stride: int) -> ClipWindows:
         parts = self._parts(split)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +15,12 @@ from torch.utils.data import Dataset
 from datamodules.augmentation import Augmentation, augmented
 from datamodules.base import Batch
 from datamodules.clips import ClipReader
-from datamodules.clips.fitting import Fit, fitted
+from datamodules.clips.fitting import Fit
 from datamodules.frame_cache import FrameCache
 from datamodules.trajectories import uniform
 
-CHUNK = 32  # frames that are decoded and kept together
+CHUNK = 32  # frames that are kept together
+AHEAD = 8  # chunks, as encoders' usual distance from one key frame to the next is 250 frames
 
 
 class Part(NamedTuple):
@@ -101,10 +104,12 @@ class ClipWindows(Dataset[Batch]):
         clip, start = self.windows[self._window(index)]
         numbers = np.arange(start, start + self.span, self.frame_step)
         chunks, places = np.divmod(numbers, CHUNK)
-        # By chunk, and copied: with a small cache none of them is there twice.
-        frames = np.concatenate(
-            [self._chunk(int(clip), int(c))[places[chunks == c]] for c in np.unique(chunks)]
-        )
+        wanted = np.unique(chunks).tolist()
+        held: dict[int, NDArray[Any]] = {}
+        for chunk in wanted:
+            if chunk not in held:
+                held |= self._chunks(int(clip), chunk, wanted)
+        frames = np.concatenate([held[chunk][places[chunks == chunk]] for chunk in wanted])
         if self.key is not None and self.augment:
             frames = augmented(frames, self.augment, ~self.key, index)  # a stream of its own
         context, target = np.split(frames, [self.context_length])
@@ -113,6 +118,16 @@ class ClipWindows(Dataset[Batch]):
             "target": torch.from_numpy(target),
             "index": torch.tensor(index),
         }
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the frames of all windows take once they are decoded."""
+        frames = sum(len(p.frames) for p in self.parts if len(p.frames) >= self.span)
+        return frames * self._frame_bytes
+
+    @property
+    def _frame_bytes(self) -> int:
+        return self.channels * math.prod(self.frame_size) * self.dtype.itemsize
 
     def _window(self, index: int) -> int:
         """The number of the window that is sample `index`."""
@@ -126,21 +141,44 @@ class ClipWindows(Dataset[Batch]):
             self._order = epoch, np.argsort(uniform(self.key, numbers, 1)[:, 0], kind="stable")
         return int(self._order[1][position])
 
-    def _chunk(self, number: int, chunk: int) -> NDArray[Any]:
+    def _chunks(self, number: int, chunk: int, wanted: Collection[int]) -> dict[int, NDArray[Any]]:
+        """A chunk of a clip, and where it has to be decoded those that are decoded with it."""
         clip = self.parts[number].clip
+        kept = self.cache.get((clip.path, chunk))
+        if kept is not None:
+            return {chunk: kept}
+        chunks = self._run(number, chunk, wanted)
+        frames = clip.frames(
+            chunks.start * CHUNK,
+            min(chunks.stop * CHUNK, clip.num_frames),
+            channels=self.channels,
+            size=self.frame_size,
+            fit=self.fit,
+        )
+        arrays = {c: np.stack([self._typed(f) for f in islice(frames, CHUNK)]) for c in chunks}
+        for place, array in arrays.items():
+            self.cache.put((clip.path, place), array)
+        return arrays
 
-        def decode() -> NDArray[Any]:
-            start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, clip.num_frames)
-            frames = clip.frames(start, stop, channels=self.channels)
-            return np.stack([self._fitted(frame, clip) for frame in frames])
+    def _run(self, number: int, chunk: int, wanted: Collection[int]) -> range:
+        """The chunks to decode with one: those that are wanted, or that there is room to keep."""
+        _, clip, frames = self.parts[number]
+        group = clip.decoded_with(chunk * CHUNK)
+        lowest = max(-(-group.start // CHUNK), frames.start // CHUNK)
+        highest = min((group.stop - 1) // CHUNK, (frames.stop - 1) // CHUNK, chunk + AHEAD)
+        room = self.cache.room // (CHUNK * self._frame_bytes) - 1  # chunks beside the one asked for
+        first = last = chunk
+        while room > 0 and first > lowest and (clip.path, first - 1) not in self.cache:
+            first, room = first - 1, room - 1
+        while (
+            last < highest
+            and (room > 0 or last + 1 in wanted)
+            and (clip.path, last + 1) not in self.cache
+        ):
+            last, room = last + 1, room - 1
+        return range(first, last + 1)
 
-        return self.cache.get((clip.path, chunk), decode)
-
-    def _fitted(self, frame: NDArray[Any], clip: ClipReader) -> NDArray[Any]:
-        try:
-            frame = fitted(frame, self.frame_size, self.fit)
-        except ValueError as error:
-            raise ValueError(f"{clip.path}: {error}") from error
+    def _typed(self, frame: NDArray[Any]) -> NDArray[Any]:
         if frame.dtype == self.dtype:
             return frame
         return frame.astype(np.float32) / np.float32(np.iinfo(frame.dtype).max)

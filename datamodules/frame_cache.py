@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,18 +23,28 @@ class FrameCache:
         self.num_bytes = 0
         self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The array that is kept under a key, or else that `make` gives."""
+    @property
+    def room(self) -> int:
+        """Bytes that can be added with nothing having to go."""
+        return self.max_bytes - self.num_bytes
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._arrays
+
+    def get(self, key: Hashable) -> NDArray[Any] | None:
+        """The array that is kept under a key, now the one used last; None if there is none."""
         if key in self._arrays:
             self._arrays.move_to_end(key)
-            return self._arrays[key]
-        array = make()
-        if array.nbytes <= self.max_bytes:
-            self._arrays[key] = array
-            self.num_bytes += array.nbytes
-            while self.num_bytes > self.max_bytes:
-                self.num_bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
+        return self._arrays.get(key)
+
+    def put(self, key: Hashable, array: NDArray[Any]) -> None:
+        """Keeps an array under a key that has none."""
+        if array.nbytes > self.max_bytes:
+            return
+        self._arrays[key] = array
+        self.num_bytes += array.nbytes
+        while self.num_bytes > self.max_bytes:
+            self.num_bytes -= self._arrays.popitem(last=False)[1].nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         return {"max_bytes": self.max_bytes}

@@ -65,6 +65,15 @@ def test_what_there_is_to_train_on_is_told(folder):
     assert ready(folder).describe() == told
 
 
+def test_a_cache_that_is_too_small_is_told(folder):
+    # 9 clips of 12 frames of 64 x 64 pixels and 3 channels: 1.27 MiB.
+    assert ready(folder, cache_mib=1, frame_size=64).describe().splitlines()[1] == (
+        "Their decoded frames take 2 MiB, of which data.cache_mib keeps 1; the others are decoded "
+        "again for each window"
+    )
+    assert "\n" not in ready(folder, cache_mib=2, frame_size=64).describe()
+
+
 def test_a_stage_opens_only_the_clips_that_it_needs(folder):
     data = module(folder)
     data.setup("test")

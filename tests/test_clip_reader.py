@@ -10,6 +10,8 @@ from PIL import Image
 
 from datamodules import open_clip, read_clip
 from datamodules.clips import opening
+from datamodules.clips.colour import to_channels
+from datamodules.clips.fitting import FITS, fitted
 
 CLIP = moving(9)
 VIDEO = np.moveaxis(CLIP, 3, 1)  # (T, C, H, W)
@@ -83,6 +85,41 @@ def test_gray_has_one_channel_and_can_be_had_with_three(tmp_path, kind):
     np.testing.assert_array_equal(clip.read(0, 9, channels=1), VIDEO[:, :1])
     assert clip.channels == (3 if kind in (".npy", ".npz") else 1)  # arrays keep their own
     assert clip.read(3, 5).shape[1] == clip.channels
+
+
+@each_kind
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frames_can_be_had_in_another_size(tmp_path, kind, fit, channels):
+    clip = open_clip(written(tmp_path, kind))
+    result = clip.read(2, 9, 3, channels=channels, size=(8, 9), fit=fit)
+    assert result.flags.c_contiguous
+    for frame, own in zip(result, VIDEO[2:9:3], strict=True):
+        np.testing.assert_array_equal(frame, to_channels(fitted(own, (8, 9), fit), channels))
+    frames = clip.frames(2, 9, 3, channels=channels, size=(8, 9), fit=fit)
+    np.testing.assert_array_equal(list(frames), result)
+
+
+@each_kind
+def test_gray_frames_are_the_same_whether_they_are_resized_first_or_last(tmp_path, kind):
+    clip = open_clip(written(tmp_path, kind))
+    first = clip.read(0, 9, channels=1, size=(8, 9)).astype(int)
+    last = [fitted(frame, (8, 9), "cover") for frame in clip.read(0, 9, channels=1)]
+    # Each of the two directions and luma are rounded, to a half each.
+    assert np.abs(first - last).max() <= 2
+
+
+@each_kind
+def test_what_a_frame_is_decoded_with_ends_before_the_next_key_frame(tmp_path, kind):
+    clip = open_clip(written(tmp_path, kind))
+    for number in range(9):
+        if kind in (".npy", "folder"):
+            expected = range(number, number + 1)
+        elif kind == ".mkv":
+            expected = range(5) if number < 5 else range(5, 9)
+        else:
+            expected = range(9)
+        assert clip.decoded_with(number) == expected
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path):

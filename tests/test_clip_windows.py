@@ -2,9 +2,11 @@ import pickle
 
 import numpy as np
 import pytest
+from clip_files import write_video
 
 from datamodules import open_clip
 from datamodules.clip_windows import CHUNK, ClipWindows, Part, span
+from datamodules.clips import videos
 from datamodules.frame_cache import FrameCache
 from datamodules.trajectories import stream_key
 
@@ -126,6 +128,80 @@ def test_a_clip_is_decoded_once_if_the_cache_has_room_and_again_if_not(parts, mo
     dataset = windows(parts[:1], cache=0)
     dataset[0], dataset[0]
     assert decoded == 2 * list(range(CHUNK))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """200 frames, of which the first and the 101st are key frames."""
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    frames = np.broadcast_to(np.arange(200)[:, None, None, None], (200, 16, 16, 3)) // 4 * 5
+    options = {"every": 100, "qp": "0", "sc_threshold": "0"}
+    write_video(path, frames.astype(np.uint8), "libx264", "yuv444p", **options)
+    return Part("a.mp4", open_clip(path), range(200))
+
+
+def noted_reads(part, monkeypatch):
+    read = []
+    original = type(part.clip).frames
+
+    def noted(self, start, stop, **options):
+        read.append((start, stop))
+        return original(self, start, stop, **options)
+
+    monkeypatch.setattr(type(part.clip), "frames", noted)
+    return read
+
+
+def pixels(part):
+    return part.clip.read(0, part.clip.num_frames, channels=1)[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("budget", [2**30, 7 * CHUNK * 20])
+def test_a_video_is_decoded_once_in_whatever_order_if_there_is_room(video, budget, monkeypatch):
+    times = []
+    original = videos._until_damage
+
+    def counted(*args):
+        for frame in original(*args):
+            times.append(frame[0])
+            yield frame
+
+    monkeypatch.setattr(videos, "_until_damage", counted)
+    options = {"context": 10, "target": 10, "key": stream_key(0, "train")}
+    dataset = windows([video], cache=budget, **options)
+    samples = [frames_of(dataset[i]) for i in range(len(dataset))]
+    # What is between two key frames is decoded at once, and 97 to 128 with what is before 101.
+    assert len(times) <= 200 + CHUNK
+    assert dataset.cache.room >= 0
+    again = windows([video], cache=0, **options)
+    assert samples[:9] == [frames_of(again[i]) for i in range(9)]
+    assert sorted(s[0] for s in samples) == pixels(video)[:181]
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3])
+def test_with_little_room_a_video_is_decoded_in_parts(video, chunks):
+    dataset = windows([video], context=10, target=10, cache=chunks * CHUNK * 20)
+    for index in [150, 3, 60, 90, 170, 3, 100, 20]:
+        assert frames_of(dataset[index]) == pixels(video)[index : index + 20]
+        assert dataset.cache.room >= 0
+
+
+def test_a_window_is_decoded_in_one_go_even_without_a_cache(video, monkeypatch):
+    read = noted_reads(video, monkeypatch)
+    dataset = windows([video], context=10, target=10, cache=0)
+    assert frames_of(dataset[20]) == pixels(video)[20:40]
+    assert read == [(0, 64)]
+    read.clear()
+    dataset = windows([video], context=2, target=1, frame_step=80, cache=0)
+    assert frames_of(dataset[0]) == pixels(video)[:161:80]
+    assert read == [(0, 32), (64, 96), (160, 192)]
+
+
+def test_nothing_is_decoded_that_another_split_has(video, monkeypatch):
+    read = noted_reads(video, monkeypatch)
+    dataset = windows([video._replace(frames=range(70, 90))], context=10, target=10)
+    assert frames_of(dataset[0]) == pixels(video)[70:90]
+    assert read == [(64, 96)]
 
 
 def test_memory_for_decoded_frames_stays_within_the_budget(parts):

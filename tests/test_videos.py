@@ -87,6 +87,19 @@ def test_times_after_seeking_in_a_program_stream_are_not_trusted(tmp_path):
         np.testing.assert_array_equal(clip.read(start, start + 1), whole[start : start + 1])
 
 
+def test_frames_are_decoded_with_those_up_to_the_next_key_frame(tmp_path):
+    clip = open_clip(write_video(tmp_path / "a.mkv", CLIP, "libx264", "yuv444p", sc_threshold="0"))
+    assert [clip.decoded_with(n) for n in (0, 4, 5, 19, 22)] == [
+        range(5),
+        range(5),
+        range(5, 10),
+        range(15, 20),
+        range(20, 23),
+    ]
+    program = open_clip(write_video(tmp_path / "a.mpg", CLIP, "mpeg1video", "yuv420p"))
+    assert program.decoded_with(7) == range(23)
+
+
 def test_a_reader_that_was_sent_to_another_process_reads_the_same(tmp_path):
     path, _ = written(tmp_path, "mp4")
     clip = open_clip(path)

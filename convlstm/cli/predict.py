@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -20,7 +19,6 @@ from convlstm.cli.parser import OneLineErrors
 from convlstm.console import plain_console
 from convlstm.module import VideoPredictor, load
 from datamodules import find_clips, open_clip
-from datamodules.clips.fitting import fitted
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -207,9 +205,7 @@ def _forecast(
         at_once = length if model.network.autoregressive else max(length, options.steps)
         check_memory(model.network, at_once, size or clip.frame_size)
     first = clip.num_frames - 1 - (length + held_back - 1) * every  # the last is the clip's last
-    frames = clip.read(first, clip.num_frames, every, channels=model.network.channels)
-    if size is not None:
-        frames = np.stack([fitted(frame, size, "cover") for frame in frames])
+    frames = clip.read(first, clip.num_frames, every, channels=model.network.channels, size=size)
     known = torch.from_numpy(frames)
     context, truth = known[:length], known[length:]
     forecast: Tensor = model.forecast(context, options.steps)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.clips.errors import damage, require_file
@@ -42,6 +43,7 @@ class AnimationReader(ClipReader):
                 self._first = 1 if image.info.get("default_image") else 0
                 self.num_frames = getattr(image, "n_frames", 1) - self._first
                 self.dtype = pixel_type(image)
+        self._begins = np.zeros(1, dtype=np.int64)
 
     def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         with opened(self.path) as image:

@@ -59,6 +59,8 @@ class ArrayReader(ClipReader):
         self.num_frames = len(frames)
         self.dtype = _pixel_type(stored.dtype, path)
         self._channels = 1 if frames.shape[1] == 1 else 3
+        if path.suffix.lower() == ".npz":  # which is unpacked as a whole
+            self._begins = np.zeros(1, dtype=np.int64)
         self._set_frame_size(*frames.shape[2:])
 
     def _load(self) -> NDArray[Any]:

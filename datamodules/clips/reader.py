@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.clips.colour import is_gray, to_channels
+from datamodules.clips.fitting import Fit, fitted
 
 Clip = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 
@@ -34,6 +35,7 @@ class ClipReader(ABC):
     frame_size: tuple[int, int]
     dtype: np.dtype[Any]
     _channels: int | None = None  # None: not known yet
+    _begins: NDArray[np.int64] | None = None  # frames to begin decoding with; None: any
 
     @property
     def channels(self) -> int:
@@ -47,7 +49,16 @@ class ClipReader(ABC):
             self._channels = 1 if gray else 3
         return self._channels
 
-    def read(self, start: int, stop: int, step: int = 1, *, channels: int | None = None) -> Clip:
+    def read(
+        self,
+        start: int,
+        stop: int,
+        step: int = 1,
+        *,
+        channels: int | None = None,
+        size: tuple[int, int] | None = None,
+        fit: Fit = "cover",
+    ) -> Clip:
         """Reads the frames start, start + step, ... before stop.
 
         Args:
@@ -55,31 +66,62 @@ class ClipReader(ABC):
             stop: Behind the last frame; above start, at most num_frames.
             step: 2 takes every second frame.
             channels: 1 or 3 turns colour into gray or gray into RGB; None keeps the clip's own.
+            size: (height, width) in pixels to bring frames to; None keeps the clip's own.
+            fit: How, see `fitted`.
 
         Returns:
             (T, C, H, W), uint8, uint16 or float32 in [0, 1], writeable and contiguous.
 
         Raises:
             OSError: If the file can no longer be read.
-            ValueError: If there are no such frames, or the file is damaged where they are.
+            ValueError: If there are no such frames, the file is damaged where they are, or they are
+                smaller than what "crop" is to cut out.
         """
-        frames = list(self._decode(self._numbers(start, stop, step)))
+        frames: Iterable[NDArray[Any]] = self._decode(self._numbers(start, stop, step))
         if channels is None:
+            frames = list(frames)
             if self._channels is None:
                 gray = all(map(is_gray, frames))
                 if not gray or len(frames) == self.num_frames:
                     self._channels = 1 if gray else 3
             channels = self.channels
         # Decoders have colour last, and numpy.stack would keep that order in memory.
-        return np.ascontiguousarray(np.stack([to_channels(f, channels) for f in frames]))
+        return np.ascontiguousarray(np.stack(list(self._made(frames, channels, size, fit))))
 
     def frames(
-        self, start: int, stop: int, step: int = 1, *, channels: int | None = None
+        self,
+        start: int,
+        stop: int,
+        step: int = 1,
+        *,
+        channels: int | None = None,
+        size: tuple[int, int] | None = None,
+        fit: Fit = "cover",
     ) -> Iterator[Clip]:
         """The same as `read`, but frame by frame, (C, H, W), in the memory of one."""
         numbers = self._numbers(start, stop, step)
-        channels = channels or self.channels
-        return (to_channels(frame, channels) for frame in self._decode(numbers))
+        return self._made(self._decode(numbers), channels or self.channels, size, fit)
+
+    def decoded_with(self, number: int) -> range:
+        """The frames that one is decoded with: those before it have to be, to get at it."""
+        if self._begins is None:
+            return range(number, number + 1)
+        place = int(np.searchsorted(self._begins, number, side="right"))
+        last = place == len(self._begins)
+        return range(
+            int(self._begins[place - 1]), self.num_frames if last else int(self._begins[place])
+        )
+
+    def _made(
+        self, frames: Iterable[NDArray[Any]], channels: int, size: tuple[int, int] | None, fit: Fit
+    ) -> Iterator[Clip]:
+        for frame in frames:
+            if size is not None:
+                try:
+                    frame = fitted(frame, size, fit)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}: {error}") from error
+            yield to_channels(frame, channels)  # last, as it takes longest for large frames
 
     def _numbers(self, start: int, stop: int, step: int) -> range:
         if not 0 <= start < stop <= self.num_frames or step < 1:

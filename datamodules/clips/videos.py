@@ -75,7 +75,8 @@ class VideoReader(ClipReader):
         # Where times are not to be trusted, frames are counted from the first one on.
         self._timed = timed
         self._times = np.unique(times) if timed else np.arange(len(times))
-        self._keys = np.unique(keys) if timed else np.zeros(1, dtype=np.int64)
+        # The first frame counts as a key frame.
+        self._begins = np.unique([0, *np.searchsorted(self._times, keys if timed else [])])
         self.num_frames = len(self._times)
         (first,) = self._decoded(range(1))
         self._form = _form(first.format)
@@ -102,10 +103,10 @@ class VideoReader(ClipReader):
     def _decoded(self, numbers: range) -> Iterator[VideoFrame]:
         """The frames with these numbers."""
         wanted = self._times[numbers.start : numbers.stop : numbers.step]
-        key = int(np.searchsorted(self._keys, wanted[0], side="right")) - 1
+        key = self.decoded_with(numbers.start).start
         done = 0
         # Where seeking leads behind the first frame that is wanted, decode from the beginning.
-        for origin in (int(self._keys[key]), None) if key > 0 else (None,):
+        for origin in (int(self._times[key]), None) if key > 0 else (None,):
             for frame in self._decoded_from(origin, wanted[done:]):
                 done += 1
                 yield frame
