@@ -25,6 +25,8 @@ KINDS = {
         {"qscale": "2", "bf": "2"},
         14,
     ),
+    "mts": ("a.mts", "libx264", "yuv420p", {}, 12),
+    "m2ts, frames stored out of order": ("a.m2ts", "libx264", "yuv420p", {"bf": "3"}, 12),
     "wmv": ("a.wmv", "wmv2", "yuv420p", {"qscale": "2"}, 14),
     "m4v": ("a.m4v", "libx264", "yuv420p", {}, 12),
     "mov": ("a.mov", "libx264", "yuv444p", {"qp": "0"}, 1),
@@ -108,6 +110,7 @@ def test_a_reader_that_was_sent_to_another_process_reads_the_same(tmp_path):
 
 def test_frames_one_by_one_take_the_memory_of_one(tmp_path):
     clip = open_clip(write_video(tmp_path / "a.mp4", np.repeat(CLIP, 20, 0), "libx264", "yuv420p"))
+    clip.read(0, 1, channels=3)  # whatever is imported and kept when a first frame is decoded
     tracemalloc.start()
     try:
         assert sum(1 for _ in clip.frames(0, clip.num_frames, channels=3)) == 460

@@ -33,6 +33,8 @@ VIDEO_SUFFIXES = (
     ".wmv",
     ".mpg",
     ".mpeg",
+    ".mts",  # of camcorders: H.264; in .ts, times of other codecs may be wrong
+    ".m2ts",
 )
 
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
