@@ -120,7 +120,8 @@ def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:
-    return x.shape[2:] == weight.shape[2:] == (1, 1)
+    # The kernel first: a size of maps that is not known yet is compared with 1 at most.
+    return weight.shape[2:] == (1, 1) and x.shape[2:] == (1, 1)
 
 
 def _is_slow_with_channels_last(x: Tensor, weight: Tensor) -> bool:

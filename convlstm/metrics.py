@@ -49,7 +49,12 @@ class ForecastMetrics(Metric):
         """
         values = self.values if isinstance(self.values, list) else [self.values]
         table = torch.cat(values).cpu().double()  # (N, T, metrics)
-        return torch.cat([_mean(table.flatten(0, 1))[None], _mean(table)])
+        frames = table.flatten(0, 1)
+        means = torch.cat([frames.mean(0)[None], table.mean(0)])
+        psnr = METRICS.index("psnr")
+        means[0, psnr] = _finite_mean(frames[:, psnr])
+        means[1:, psnr] = _finite_mean(table[..., psnr])
+        return means
 
     def summary(self) -> dict[str, Tensor]:
         """`compute()` by name: `mse` the mean, `mse_by_lead_time` (T,), and so on."""
@@ -107,7 +112,8 @@ def cross_entropy(forecast: Tensor, truth: Tensor) -> Tensor:
         ValueError: The shapes differ, or the pixels are integers.
     """
     check_pair(forecast, truth)
-    each = F.binary_cross_entropy(forecast.float(), truth.float(), reduction="none")
+    with torch.autocast(forecast.device.type, enabled=False):  # which refuses it on CUDA
+        each = F.binary_cross_entropy(forecast.float(), truth.float(), reduction="none")
     return each.sum(dim=(1, 2, 3, 4))
 
 
@@ -155,7 +161,7 @@ def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[
     return result
 
 
-def _mean(values: Tensor) -> Tensor:
+def _finite_mean(values: Tensor) -> Tensor:
     """Mean over the first axis without infinite values; infinite if there are no others.
 
     Of nothing at all it is NaN.

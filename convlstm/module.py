@@ -347,7 +347,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         return self._floats(batch["context"]), self._floats(batch["target"])
 
     def _floats(self, frames: Tensor) -> Tensor:
-        return to_unit(frames).to(self.dtype)
+        return to_unit(frames).to(next(self.network.parameters()).dtype)
 
     def _log_means(self, prefix: str, metrics: ForecastMetrics) -> None:
         values = metrics.summary()

@@ -34,10 +34,16 @@ def write_weights(
 
     Raises:
         OSError: The file cannot be written.
+        ValueError: Weights are NaN or infinite, or become so in this dtype.
     """
     tensors = {
         name: weight.detach().cpu().to(dtype).contiguous() for name, weight in weights.items()
     }
+    if bad := _not_finite(tensors):
+        raise ValueError(
+            f"{path} is not written, as nobody could load it: {bad} is NaN or infinite in "
+            f"{str(dtype).removeprefix('torch.')}: export another checkpoint, or in another dtype"
+        )
     with replacing(path) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(save(tensors, metadata={OPTIONS: json.dumps(options)}))
@@ -69,6 +75,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         options = None
     if not isinstance(options, dict):
         raise ValueError(f"{path} holds no options of a model: write it with `convlstm export`")
-    if not all(weight.isfinite().all() for weight in weights.values()):
+    if _not_finite(weights):
         raise ValueError(f"{path} is damaged: it has weights that are NaN or infinite")
     return weights, options
+
+
+def _not_finite(weights: dict[str, Tensor]) -> str | None:
+    """The name of weights that are NaN or infinite, if there are any."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 Batch = dict[str, torch.Tensor]
@@ -63,12 +64,19 @@ class VideoDataModule(pl.LightningDataModule):
 
         Raises:
             RuntimeError: If ``setup("fit")`` has not made the dataset.
-            ValueError: If the dataset is smaller than one global batch.
+            ValueError: If the dataset is smaller than one global batch, or the Trainer has a
+                GradientAccumulationScheduler.
         """
         dataset = _require(self.train_set, "fit")
         trainer = self.trainer
         if trainer is None:
             return self._loader(dataset, EndlessSampler(dataset, self.batch_size))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise ValueError(
+                "GradientAccumulationScheduler changes how many batches a step has, by which the "
+                "position in the data is known: give one number, accumulate_grad_batches"
+            )
         sampler = EndlessSampler(
             dataset,
             self.batch_size,

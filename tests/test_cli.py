@@ -27,6 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 PRETRAINED = ["-c", "small.yaml", "--pretrained", "moving-mnist"]
 
 
+EARLY = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/nothing"]
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -287,6 +290,11 @@ def test_a_training_without_validations_is_tested_with_its_last_weights(config, 
         assert fails(capsys, 1, *words).endswith(f"no checkpoint at {best}, but there is {last}")
 
 
+def test_a_callback_that_watches_what_is_not_there_is_one_line(config, capsys):
+    words = ["fit", "-c", config, "--trainer.limit_val_batches", "1", *EARLY]
+    assert "metric `val/nothing` which is not available" in fails(capsys, 1, *words)
+
+
 def test_metrics_say_whose_they_are(config, capsys):
     for verb, doing in (("test", "Testing"), ("validate", "Validating")):
         assert main([verb, "-c", config, "--pretrained", "moving-mnist"]) == 0
@@ -511,6 +519,8 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "small.yaml", "--trainer.val_check_interval", "0"], 1, "limit_val_batches"),
         (["fit", "-c", "small.yaml", "--trainer.gradient_clip_val", "-1"], 1, "must be >= 0, got"),
         (["fit", "-c", "small.yaml", "--nonfinite", "ignore"], 2, "nonfinite"),
+        (["test", *PRETRAINED, "--trainer.limit_test_batches", "0"], 1, "limit_test_batches is 0"),
+        (["validate", *PRETRAINED, "--trainer.limit_val_batches", "0"], 1, "limit_val_batches is"),
         (["fit", "-c", "small.yaml", "--resume", "--ckpt_path", "last"], 1, "not both"),
         (
             ["fit", "-c", "small.yaml", "--trainer.accumulate_grad_batches", "2"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import EndlessSampler, ShardSampler, VideoDataModule, collate
@@ -192,6 +192,11 @@ def test_training_with_accumulated_gradients_resumes_at_the_next_sample(tmp_path
     assert before + after == EPOCHS
 
 
+def test_a_number_of_accumulated_batches_that_changes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give one number, accumulate_grad_batches"):
+        train(tmp_path, callbacks=[GradientAccumulationScheduler({0: 2, 2: 1})])
+
+
 def test_epochs_shortened_by_limit_train_batches_follow_each_other_without_repeating(tmp_path):
     seen, _ = train(tmp_path, limit_train_batches=4)
     assert seen == EPOCHS[:12]
@@ -237,7 +242,7 @@ def test_loaders_take_processes_and_steps_from_the_trainer():
     data = numbers()
     data.setup()
     data.trainer = SimpleNamespace(
-        world_size=2, global_rank=1, accumulate_grad_batches=2, global_step=1
+        world_size=2, global_rank=1, accumulate_grad_batches=2, global_step=1, callbacks=[]
     )
     assert next(iter(data.train_dataloader()))["index"].tolist() == [26 + 4, 27 + 4, 28 + 4, 29 + 4]
     assert next(iter(data.val_dataloader()))["index"].tolist() == [1, 3]

@@ -62,7 +62,8 @@ def training_step(self, batch, batch_idx):
     return step(self, batch, batch_idx)
 
 VideoPredictor.training_step = training_step
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
 """
 pytestmark = pytest.mark.slow
 
@@ -162,6 +163,13 @@ def test_two_processes_train_and_test_as_one_with_the_same_global_batch(start, t
             assert value == pytest.approx(metrics[1][of][name], rel=1e-6), name
         for name, (total,) in ((n, v) for n, v in scores[0][of].items() if "_by_" not in n):
             assert total == pytest.approx(scores[1][of][name][0], rel=1e-6), name
+
+
+def test_a_training_in_spawned_processes_names_its_best_checkpoint(start, tmp_path):
+    printed = finish(start("fit", "-c", "small.yaml", "--trainer.strategy", "ddp_spawn"))
+    best = tmp_path / "runs" / "small" / "checkpoints" / "best.ckpt"
+    assert best.exists()
+    assert f"Best checkpoint: {best.relative_to(tmp_path)}\n" in printed
 
 
 @pytest.mark.parametrize("die", ["1 3 raise", "1 3 kill", "0 3 kill"])

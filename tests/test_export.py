@@ -41,6 +41,20 @@ def test_a_residual_model_stays_one(tmp_path):
         assert torch.equal(forecast, clip[-1:].expand(2, 1, 8, 8))
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (1e5, "float16")])
+def test_weights_that_nobody_could_load_are_not_written(tmp_path, capsys, value, dtype):
+    model = VideoPredictor(patch_size=2, hidden_sizes=[4])
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = value
+    out = tmp_path / "model.safetensors"
+    saved = save(model, tmp_path / "best.ckpt")
+    assert main(["export", str(saved), str(out), "--dtype", dtype]) == 1
+    printed = capsys.readouterr().err
+    assert f"is NaN or infinite in {dtype}: export another" in printed
+    assert printed.count("\n") == 1
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [

@@ -3,8 +3,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from convlstm import ConvGRU, ConvLSTM, ConvLSTMCell, ConvRNN
+from convlstm import ConvGRU, ConvGRUCell, ConvLSTM, ConvLSTMCell, ConvRNN, ConvRNNCell
 from convlstm.kernels import plain
 from convlstm.sequence import common
 
@@ -326,6 +327,28 @@ def test_parameters_have_the_names_order_and_shapes_of_nn_lstm():
     assert shapes["weight_ih_l1_reverse"] == (16, 8, 3, 3)
     assert ConvLSTM(3, 4, peephole="channel").peephole_l0.shape == (3, 4, 1, 1)
     assert "bias_l0" not in ConvLSTM(3, 4, bias=False).state_dict()
+
+
+LAYERS_AND_CELLS = [ConvLSTM, ConvGRU, ConvRNN, ConvLSTMCell, ConvGRUCell, ConvRNNCell]
+
+
+@pytest.mark.parametrize("kind", LAYERS_AND_CELLS)
+def test_device_and_dtype_are_given_as_to_any_layer_of_pytorch(kind):
+    module = kind(3, 4, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}
+    empty = torch.nn.utils.skip_init(kind, 3, 4, 5)
+    assert empty.state_dict().keys() == module.state_dict().keys()
+    assert {(p.device.type, p.dtype) for p in empty.parameters()} == {("cpu", torch.float32)}
+
+
+def test_pruned_weights_drawn_anew_stay_pruned():
+    layer = ConvLSTM(3, 4)
+    prune.random_unstructured(layer, "weight_hh_l0", amount=0.5)
+    before, mask = layer.weight_hh_l0_orig.clone(), layer.weight_hh_l0_mask
+    layer.reset_parameters()
+    layer(torch.rand(1, 2, 3, 4, 4))
+    assert not torch.equal(layer.weight_hh_l0_orig, before)
+    assert torch.equal(layer.weight_hh_l0, layer.weight_hh_l0_orig * mask)
 
 
 @pytest.mark.parametrize("kind", [ConvLSTM, ConvGRU, ConvRNN])

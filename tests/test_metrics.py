@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convlstm.metrics import METRICS, ForecastMetrics, cross_entropy, frame_metrics, ssim
 
@@ -68,6 +69,30 @@ def test_perfect_frames_are_left_out_of_the_mean_psnr():
     values = metrics.summary()
     assert values["psnr"].item() == pytest.approx(20, abs=1e-4)
     assert values["psnr_by_lead_time"].tolist() == pytest.approx([20, float("inf")], abs=1e-4)
+
+
+def test_an_infinite_error_makes_the_mean_infinite():
+    truth = torch.rand(2, 3, 1, 8, 8)
+    forecast = truth.clone()
+    forecast[0, 1, 0, 0, 0] = torch.inf
+    forecast[1, 2] = 1e20  # whose square is beyond float32
+    metrics = ForecastMetrics()
+    metrics.update(forecast, truth)
+    values = metrics.summary()
+    assert values["mse"] == torch.inf
+    assert values["mse_by_lead_time"].tolist() == [0, torch.inf, torch.inf]
+    assert values["mae"] == torch.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_can_be_had_under_the_autocast_of_a_gpu(dtype):
+    with FakeTensorMode():
+        frames = torch.empty(2, 3, 1, 8, 8, device="cuda")
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert cross_entropy(frames.to(dtype), frames).dtype == torch.float32
+        finally:
+            torch.set_autocast_enabled("cuda", False)
 
 
 def test_reset_forgets():

@@ -219,6 +219,15 @@ def test_floats_outside_of_0_to_1_are_not_trained_on(tmp_path, name):
         trainer(tmp_path, max_steps=1).fit(build(), DataLoader([sample]))
 
 
+def test_a_model_in_bfloat16_trains_and_is_validated_in_it():
+    model = VideoPredictor(hidden_sizes=[4], patch_size=2).bfloat16()
+    context, target = torch.rand(1, 3, 1, 8, 8), torch.rand(1, 2, 1, 8, 8)
+    model.training_loss(context, target).backward()
+    assert all(p.grad.dtype == torch.bfloat16 for p in model.parameters())
+    batch = {"context": context, "target": target}
+    assert model.validation_step(batch, 0).dtype == torch.bfloat16
+
+
 def test_hyperparameters_are_plain_values(tmp_path):
     for value in dict(build().hparams).values():
         assert isinstance(value, int | float | str | list | None)

@@ -106,6 +106,24 @@ def test_a_second_derivative_raises_clearly(layer, loss):
         gradient[0].square().sum().backward()
 
 
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (ConvLSTM(2, 3), {}),
+        (ConvLSTM(2, 3, checkpoint_every=1), {}),
+        (ConvLSTM(2, 3, checkpoint_every=2), {"lengths": [3]}),
+        (ConvGRU(2, 3, checkpoint_every=2), {}),
+        (ConvRNN(2, 3, checkpoint_every=2), {}),
+    ],
+)
+def test_a_second_derivative_raises_with_frozen_weights_too(layer, options):
+    layer.requires_grad_(False)
+    x = torch.rand(1, 3, 2, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x, **options)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (gradient.square().sum() + x.sum()).backward()
+
+
 @pytest.mark.parametrize("wanted", ["x", "bias_l0"])
 def test_a_hessian_raises_instead_of_being_zero(wanted):
     layer = ConvLSTM(1, 2)

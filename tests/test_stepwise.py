@@ -98,6 +98,18 @@ def test_an_exported_network_takes_frames_of_any_size_that_its_strides_divide():
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+def test_an_exported_layer_takes_frames_smaller_than_its_kernel():
+    layer = ConvLSTM(2, 3, kernel_size=3).eval()
+    height, width = Dim("height", min=2), Dim("width", min=2)
+    program = torch.export.export(
+        layer, (torch.rand(2, 4, 2, 8, 9),), dynamic_shapes=({3: height, 4: width},)
+    )
+    for size in ((2, 2), (3, 3), (5, 3)):
+        x = torch.rand(2, 4, 2, *size)
+        # float32: the same sums in another order
+        torch.testing.assert_close(program.module()(x)[0], layer(x)[0], rtol=0, atol=1e-5)
+
+
 def test_a_layer_exported_under_autocast_keeps_cell_states_in_float32():
     layer = ConvLSTM(2, 3).eval()
     x = torch.rand(2, 4, 2, 5, 6)

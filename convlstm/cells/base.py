@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
 
 Kernel = int | tuple[int, int]
+Device = torch.device | str | int | None
 NewParameters = Callable[[int], dict[str, nn.Parameter]]  # of one recurrence, from its input's size
 
 
@@ -59,13 +60,13 @@ def recurrence_parameters(
 
 @torch.no_grad()
 def redraw(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Gives parameters of a module, by name, new values; also those that are parametrized."""
-    plain = {n: module.get_parameter(n) for n in parameters if not is_parametrized(module, n)}
+    """Gives parameters of a module, by name, new values; also those parametrized or pruned."""
     for name, value in parameters.items():
-        if name in plain:
-            plain[name].copy_(value)
-        else:
+        if is_parametrized(module, name):
             setattr(module, name, value.detach().to(getattr(module, name)))
+        else:
+            pruned = isinstance(getattr(module, f"{name}_orig", None), nn.Parameter)
+            module.get_parameter(f"{name}_orig" if pruned else name).copy_(value)
 
 
 class ConvCell(nn.Module):
@@ -76,6 +77,8 @@ class ConvCell(nn.Module):
         hidden_size: Channels of the hidden state.
         new_parameters: Draws the parameters.
         names: Names of all that there may be; the cell has None for those that are not there.
+        device: Of the parameters; PyTorch's default if None.
+        dtype: Of the parameters; PyTorch's default if None.
     """
 
     weight_ih: nn.Parameter
@@ -83,7 +86,13 @@ class ConvCell(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, input_size: int, hidden_size: int, new_parameters: NewParameters, *names: str
+        self,
+        input_size: int,
+        hidden_size: int,
+        new_parameters: NewParameters,
+        *names: str,
+        device: Device,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         if input_size < 1:
@@ -94,6 +103,7 @@ class ConvCell(nn.Module):
         parameters = new_parameters(input_size)
         for name in names:
             self.register_parameter(name, parameters.get(name))
+        self.to(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draws all weights anew, as when the cell was built."""
@@ -143,6 +153,8 @@ class HiddenStateCell(ConvCell):
         *,
         hidden_kernel_size: Kernel | None = None,
         bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         new_parameters = partial(
             self._parameters_of_one,
@@ -152,7 +164,9 @@ class HiddenStateCell(ConvCell):
             bias=bias,
         )
         names = "weight_ih", "weight_hh", "bias", "bias_hh"
-        super().__init__(input_size, hidden_size, new_parameters, *names)
+        super().__init__(
+            input_size, hidden_size, new_parameters, *names, device=device, dtype=dtype
+        )
 
     @staticmethod
     @abstractmethod

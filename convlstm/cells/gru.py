@@ -77,6 +77,8 @@ class ConvGRUCell(HiddenStateCell):
         kernel_size: Kernel size of the input convolution, int or (height, width), odd or even.
         hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
         bias: Whether the gates have a bias.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from convlstm.cells.base import ConvCell, Kernel, recurrence_parameters
+from convlstm.cells.base import ConvCell, Device, Kernel, recurrence_parameters
 from convlstm.convolution import same_conv2d
 
 Peephole = Literal["none", "channel", "full"]
@@ -93,6 +93,8 @@ class ConvLSTMCell(ConvCell):
         bias: Whether the gates have a bias; that of the forget gate is initialized to 1.
         peephole: "none", "channel" (one weight per channel) or "full" (one per channel and pixel).
         frame_size: (h, w) of the frames; required by peephole "full" only.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.
@@ -110,6 +112,8 @@ class ConvLSTMCell(ConvCell):
         bias: bool = True,
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         new_parameters = partial(
             lstm_parameters,
@@ -121,7 +125,9 @@ class ConvLSTMCell(ConvCell):
             frame_size=frame_size,
         )
         names = "weight_ih", "weight_hh", "bias", "peephole"
-        super().__init__(input_size, hidden_size, new_parameters, *names)
+        super().__init__(
+            input_size, hidden_size, new_parameters, *names, device=device, dtype=dtype
+        )
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None

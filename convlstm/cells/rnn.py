@@ -47,6 +47,8 @@ class ConvRNNCell(HiddenStateCell):
         kernel_size: Kernel size of the input convolution, int or (height, width), odd or even.
         hidden_kernel_size: Kernel size of the hidden convolution; `kernel_size` if None.
         bias: Whether there is a bias.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

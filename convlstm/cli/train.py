@@ -130,6 +130,8 @@ def run(verb: str, args: Sequence[str]) -> int:
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise MemoryError(OUT_OF_MEMORY) from error
+            if _raised_in("pytorch_lightning", error):  # of its options and callbacks
+                raise ValueError(str(error)) from error
             raise
     return 0
 
@@ -425,25 +427,34 @@ class VideoCLI(LightningCLI):
         """Which checkpoint there is, and what to do with it."""
         folder = self.run_dir / "checkpoints"
         best = self.trainer.checkpoint_callback
-        if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
-            score = f"val/mse {best.best_model_score:.2f}"
-            console.print(f"Best checkpoint: {folder / 'best.ckpt'} ({score})")
+        if isinstance(best, ModelCheckpoint) and best.best_model_path:
+            # Processes that were spawned take the score with them.
+            score = best.best_model_score
+            told = "" if score is None else f" (val/mse {score:.2f})"
+            console.print(f"Best checkpoint: {folder / 'best.ckpt'}{told}")
         else:
-            step = f"step {self.trainer.global_step}"
-            console.print(f"Checkpoint: {folder / 'last.ckpt'} ({step}; no validation, so no best)")
+            step = self.trainer.global_step
+            told = f"step {step}; " if step else ""  # processes that were spawned take it with them
+            console.print(f"Checkpoint: {folder / 'last.ckpt'} ({told}no validation, so no best)")
         console.print(f"Test it: convlstm test -c {shlex.quote(str(self.run_dir / 'config.yaml'))}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validates, and says what."""
+        self._refuse_nothing("limit_val_batches")
         self._say_whose_metrics("Validating")
         with self._signals_told_apart():
             self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Tests without Lightning's own table, and says what."""
+        self._refuse_nothing("limit_test_batches")
         self._say_whose_metrics("Testing")
         with self._signals_told_apart():
             self.trainer.test(**kwargs, verbose=False)
+
+    def _refuse_nothing(self, option: str) -> None:
+        if getattr(self.trainer, option) == 0:
+            raise ValueError(f"--trainer.{option} is 0, which leaves nothing: give a larger one")
 
     def _say_whose_metrics(self, doing: str) -> None:
         config = self.config[self.config.subcommand]

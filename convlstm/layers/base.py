@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlstm.cells.base import NewParameters, redraw
+from convlstm.cells.base import Device, NewParameters, redraw
 from convlstm.sequence.common import autocasts
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
@@ -39,6 +39,8 @@ class ConvRecurrence(nn.Module, ABC):
         bidirectional: bool,
         checkpoint_every: int,
         new_parameters: NewParameters,
+        device: Device,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -60,6 +62,7 @@ class ConvRecurrence(nn.Module, ABC):
         self._new_parameters = new_parameters
         for name, parameter in self._all_new_parameters().items():
             self.register_parameter(name, parameter)
+        self.to(device=device, dtype=dtype)
 
     @abstractmethod
     def _sequence(
@@ -217,16 +220,15 @@ def _check_dtype(x: Tensor, weight: Tensor | None) -> None:
 
 def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
-    expected = f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}"
     try:
         # Checked where they are: a GPU would have to be waited for.
         values = torch.as_tensor(lengths)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(expected) from error
-    whole = not values.is_floating_point() and values.dtype != torch.bool
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    whole = values is not None and not values.is_floating_point() and values.dtype != torch.bool
     whole |= x.shape[1] == 0  # an empty list has no type
-    if values.shape != x.shape[1:2] or not whole:
-        raise ValueError(expected)
+    if values is None or values.shape != x.shape[1:2] or not whole:
+        raise ValueError(f"expected {x.shape[1]} whole lengths, one a sequence, got {lengths!r}")
     exporting = torch.compiler.is_exporting()  # the values are those of another day
     if not exporting and ((values < 1) | (values > len(x))).any():
         raise ValueError(f"lengths must be from 1 to T = {len(x)}, got {values.tolist()}")

@@ -38,6 +38,8 @@ class ConvGRU(HiddenStateLayer):
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
             Only the states that a segment begins with are kept: less memory for a third more
             convolutions. 0 keeps everything.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

@@ -3,9 +3,10 @@
 from abc import abstractmethod
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from convlstm.cells.base import Kernel
+from convlstm.cells.base import Device, Kernel
 from convlstm.layers.base import ConvRecurrence, Lengths
 
 
@@ -26,6 +27,8 @@ class HiddenStateLayer(ConvRecurrence):
         recurrent_dropout: float = 0.0,
         bidirectional: bool = False,
         checkpoint_every: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             input_size,
@@ -43,6 +46,8 @@ class HiddenStateLayer(ConvRecurrence):
                 hidden_kernel_size=hidden_kernel_size,
                 bias=bias,
             ),
+            device=device,
+            dtype=dtype,
         )
 
     def forward(

@@ -2,9 +2,10 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from convlstm.cells.base import Kernel
+from convlstm.cells.base import Device, Kernel
 from convlstm.cells.lstm import Peephole, lstm_parameters
 from convlstm.layers.base import ConvRecurrence, Lengths, States
 from convlstm.sequence import lstm_sequence
@@ -46,6 +47,8 @@ class ConvLSTM(ConvRecurrence):
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass.
             Only the states that a segment begins with are kept: less memory for a third more
             convolutions. 0 keeps everything.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.
@@ -71,6 +74,8 @@ class ConvLSTM(ConvRecurrence):
         peephole: Peephole = "none",
         frame_size: tuple[int, int] | None = None,
         checkpoint_every: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             input_size,
@@ -90,6 +95,8 @@ class ConvLSTM(ConvRecurrence):
                 peephole=peephole,
                 frame_size=frame_size,
             ),
+            device=device,
+            dtype=dtype,
         )
         self.frame_size = tuple(frame_size) if frame_size and peephole == "full" else None
 

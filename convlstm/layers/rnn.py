@@ -37,6 +37,8 @@ class ConvRNN(HiddenStateLayer):
         checkpoint_every: Length in steps of the segments of which the backward pass holds the
             gradients at a time; 0 for all steps. It saves little and nothing is recomputed, as the
             outputs are all that is kept in any case.
+        device: Device of the parameters; PyTorch's default if None.
+        dtype: Floating-point type of the parameters; PyTorch's default if None.
 
     Raises:
         ValueError: An argument is out of range; the message gives the value and the valid range.

@@ -49,8 +49,9 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
             results = backward(ctx, saved, *gradients)
         if not torch.is_grad_enabled():  # no create_graph=True
             return results
-        # Among what was saved are outputs, through which all inputs are reached.
+        # Among what was saved are outputs, through which all inputs are reached, or copies alone.
         graph = [t for t in (*saved, *gradients) if t is not None and t.requires_grad]
+        graph = graph or [torch.zeros((), requires_grad=True)]
         return tuple(None if g is None else _End.apply(g, *graph) for g in results)
 
     return first
