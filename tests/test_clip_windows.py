@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -195,6 +196,67 @@ def test_a_window_is_decoded_in_one_go_even_without_a_cache(video, monkeypatch):
     dataset = windows([video], context=2, target=1, frame_step=80, cache=0)
     assert frames_of(dataset[0]) == pixels(video)[:161:80]
     assert read == [(0, 32), (64, 96), (160, 192)]
+
+
+def test_what_no_window_has_is_not_kept(video):
+    dataset = windows([video], context=3, target=2, stride=100)
+    for index in range(2):
+        assert frames_of(dataset[index]) == pixels(video)[100 * index : 100 * index + 5]
+    assert dataset.cache.num_bytes == dataset.num_bytes == 2 * CHUNK * 20
+    dense = windows([video], context=3, target=2)
+    for index in range(len(dense)):
+        dense[index]
+    assert dense.cache.num_bytes == dense.num_bytes == 200 * 20
+
+
+@pytest.mark.parametrize("stride", [1, 7, 50, 90])
+@pytest.mark.parametrize("frames", [range(200), range(37, 171), range(64, 96)])
+@pytest.mark.parametrize("target", [2, 30])
+def test_the_memory_of_all_frames_is_what_the_cache_will_hold(video, stride, frames, target):
+    dataset = windows(
+        [video._replace(frames=frames)], context=2, target=target, stride=stride, frame_step=1
+    )
+    for index in range(len(dataset)):
+        dataset[index]
+    assert dataset.cache.num_bytes == dataset.num_bytes
+
+
+def test_frames_before_and_behind_what_is_damaged_can_be_used(tmp_path):
+    frames = np.zeros((200, 4, 5), np.float32)
+    frames[100] = np.nan
+    np.savez(tmp_path / "a.npz", frames)  # which is decoded as a whole
+    part = Part("a.npz", open_clip(tmp_path / "a.npz"), range(200))
+    for first in (50, 150):
+        dataset = windows([part], context=5, target=5)
+        dataset[first]
+        readable, errors = [], set()
+        for index in range(len(dataset)):
+            try:
+                dataset[index]
+            except ValueError as error:
+                errors.add(str(error).partition("a.npz: ")[2])
+            else:
+                readable.append(index)
+        # Without the chunk that the damage is in, 96 to 127.
+        assert readable == [*range(87), *range(128, 191)]
+        (error,) = errors
+        assert error.startswith("frame 100 has pixels that are NaN")
+
+
+def test_a_window_of_frames_far_apart_takes_little_memory(tmp_path):
+    frames = np.zeros((20 * CHUNK, 64, 64), np.uint8)
+    np.save(tmp_path / "a.npy", frames)
+    part = Part("a.npy", open_clip(tmp_path / "a.npy"), range(len(frames)))
+    options = {"context": 10, "target": 10, "frame_step": CHUNK, "frame_size": (64, 64)}
+    dataset = windows([part], cache=0, **options)
+    tracemalloc.start()
+    try:
+        dataset[0]
+        # The chunk at hand, as a list and as an array, the one before, and what has been taken; all
+        # twenty together would be 20 * CHUNK frames.
+        assert tracemalloc.get_traced_memory()[1] < 5 * CHUNK * 64 * 64
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_is_decoded_that_another_split_has(video, monkeypatch):

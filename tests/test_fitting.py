@@ -23,6 +23,23 @@ def test_stretch_resizes_the_whole_frame(size):
     assert np.abs(result - by_pillow(FRAME, size)).max() <= 1
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (1, 64), (64, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (2, 2), (64, 64)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_bytes_are_resized_as_floats_are_whatever_the_sides(channels, height, width, size, turned):
+    frame = np.moveaxis(RNG.integers(0, 256, (height, width, channels), dtype=np.uint8), 2, 0)
+    if turned:
+        frame = np.rot90(frame, axes=(1, 2))
+    exact = 255 * fitted(np.float32(frame / 255), size, "stretch")
+    # Rounded after each of the two directions, to a half each, with weights in fixed point.
+    assert np.abs(fitted(frame, size, "stretch") - exact).max() <= 1.01
+
+
+def test_what_is_cropped_does_not_keep_the_whole_frame():
+    assert fitted(FRAME, (10, 13), "crop").base is None
+
+
 @pytest.mark.parametrize(
     ("size", "part"),
     [

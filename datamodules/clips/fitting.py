@@ -36,7 +36,7 @@ def fitted(frame: NDArray[Any], size: tuple[int, int], fit: Fit) -> NDArray[Any]
                 f"frames of {height} x {width} pixels are smaller than frame_size "
                 f"{size[0]} x {size[1]}: lower it, or choose fit cover or stretch"
             )
-        return _middle(frame, *size)
+        return _middle(frame, *size).copy()  # lest the whole frame be kept
     if fit == "cover":
         # Exact integers: the larger of the two ratios decides.
         if height * size[1] > width * size[0]:
@@ -53,11 +53,13 @@ def _middle(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def _resized(frame: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    # PyTorch resizes bytes as they are, fastest with colour last in memory, as decoders have it.
-    pixels = frame.copy("K") if frame.dtype == np.uint8 else frame.astype(np.float32, order="C")
+    # PyTorch resizes bytes as they are, fastest with colour last in memory, as decoders have it;
+    # but wrongly, or not at all, where a side is 1 (2.14).
+    as_bytes = frame.dtype == np.uint8 and min(*frame.shape[1:], *size) > 1
+    pixels = frame.copy("K") if as_bytes else frame.astype(np.float32, order="C")
     batch = torch.from_numpy(pixels)[None]
     resized = interpolate(batch, size, mode="bilinear", antialias=True)[0].numpy()
-    if frame.dtype == np.uint8:
+    if as_bytes:
         return resized
     if frame.dtype == np.float32:
         return resized.clip(0, 1)
