@@ -12,8 +12,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.augmentation import AUGMENTATIONS, Augmentation
 from datamodules.base import VideoDataModule, require_at_least
+from datamodules.clip_frames import Part
 from datamodules.clip_splits import split_frames, split_names
-from datamodules.clip_windows import ClipWindows, Part, span
+from datamodules.clip_windows import ClipWindows, span
 from datamodules.clips import find_clips, open_clip
 from datamodules.clips.fitting import FITS, Fit
 from datamodules.clips.folders import children
@@ -168,7 +169,7 @@ class ClipDataModule(VideoDataModule):
             parts = [] if windows is None else windows.parts
             clips = sum(len(part.frames) >= self.span for part in parts)
             told.append(f"{clips} for {name} ({len(windows or ()):,} windows)")
-            size += 0 if windows is None else windows.num_bytes
+            size += 0 if windows is None else windows.source.num_bytes
         about = f"Clips: {', '.join(told)}"
         if size <= self.cache.max_bytes:
             return about
