@@ -151,10 +151,10 @@ class Inference:
         """A clip or a batch as the network reads it, (B, T, C, H, W)."""
         batch = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
         channels = self.network.channels
-        if batch.ndim != 5 or batch.shape[2] != channels or batch.shape[1] < 1:
+        if batch.ndim != 5 or batch.shape[2] != channels or 0 in batch.shape[1:]:
             raise ValueError(
-                f"expected a clip (T, {channels}, H, W) with T >= 1, or a batch of them, got shape "
-                f"{tuple(pixels.shape)}"
+                f"expected a clip (T, {channels}, H, W), all sides and T >= 1, or a batch of "
+                f"them, got shape {tuple(pixels.shape)}"
             )
         check_unit(batch)
         weight = next(self.network.parameters())

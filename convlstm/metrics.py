@@ -106,15 +106,17 @@ def cross_entropy(forecast: Tensor, truth: Tensor) -> Tensor:
         truth: The same shape, floats in [0, 1].
 
     Returns:
-        (B,), in nats.
+        (B,), in nats; NaN for a sequence with a NaN.
 
     Raises:
         ValueError: The shapes differ, or the pixels are integers.
     """
     check_pair(forecast, truth)
-    with torch.autocast(forecast.device.type, enabled=False):  # which refuses it on CUDA
-        each = F.binary_cross_entropy(forecast.float(), truth.float(), reduction="none")
-    return each.sum(dim=(1, 2, 3, 4))
+    # Not PyTorch's own, which raises on NaN, and under autocast on CUDA.
+    forecast, truth = forecast.float(), truth.float()
+    logarithms = forecast.log().clamp(min=-100), (-forecast).log1p().clamp(min=-100)
+    each = truth * logarithms[0] + (1 - truth) * logarithms[1]
+    return -each.sum(dim=(1, 2, 3, 4))
 
 
 def ssim(x: Tensor, y: Tensor, data_ranges: tuple[float, ...] = (1.0,)) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """`VideoPredictor`: the network with its loss, metrics and optimizer."""
 
+from inspect import signature
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -220,6 +221,11 @@ class VideoPredictor(Inference, pl.LightningModule):
                 range, or describes another network than that of the weights.
         """
         weights, own = read_pretrained(name_or_path)
+        own = {**{n: p.default for n, p in signature(VideoPredictor).parameters.items()}, **own}
+        before, after = map(_what_weights_do_not_show, (own, {**own, **options}))
+        if differing := [name for name in before if before[name] != after[name]]:
+            told = ", ".join(f"{name} {own[name]!r}" for name in differing)
+            raise ValueError(f"{name_or_path}: these weights are of a network with {told}")
         return cls.rebuilt(weights, {**own, **options}, name_or_path)
 
     @classmethod
@@ -376,17 +382,26 @@ class VideoPredictor(Inference, pl.LightningModule):
         # exact resume.
         if self.trainer.max_steps < 1:
             raise ValueError(ENDLESS)
+        warmup = options["warmup"]
+        if warmup * self.trainer.max_steps == 1:  # of which PyTorch's would divide by zero
+            warmup *= 1 - 1e-9
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             options["learning_rate"],
             total_steps=self.trainer.max_steps,
-            pct_start=options["warmup"],
+            pct_start=warmup,
             cycle_momentum=options["optimizer"] != "muon",  # whose momentum stays
         )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _what_weights_do_not_show(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that make another network of the same weights."""
+    shown = {name: options[name] for name in ("forecaster", "readout", "residual")}
+    return {**shown, "loss": options["loss"] == "cross_entropy"}  # with or without a sigmoid
 
 
 def load(name_or_path: str | Path) -> VideoPredictor:

@@ -8,8 +8,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from convlstm import VideoPredictor
 from convlstm.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -21,6 +24,7 @@ from convlstm.callbacks import (
 )
 from convlstm.callbacks.record import environment
 from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
+from convlstm.callbacks.watch import ValidationWatch
 from convlstm.metrics import METRICS, ForecastMetrics
 
 
@@ -71,6 +75,33 @@ def test_pictures_are_written_for_the_first_clips_whatever_the_batches(tmp_path,
     assert len(iio.imread(tmp_path / "pictures" / "00001.gif")) == 5
     writer.on_test_end(SimpleNamespace(is_global_zero=True), None)
     assert str(tmp_path / "pictures") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("channels", "value", "shown"), [(1, 0.5, 2), (2, 0.5, 0), (1, float("nan"), 1)]
+)
+def test_tensorboard_has_the_forecasts_that_can_be_shown(tmp_path, channels, value, shown):
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    model = VideoPredictor(channels=channels, patch_size=2, hidden_sizes=[2])
+    run = SimpleNamespace(
+        loggers=[logger],
+        is_global_zero=True,
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+        global_step=3,
+    )
+    context, target = torch.rand(2, 3, channels, 8, 8), torch.rand(2, 2, channels, 8, 8)
+    forecast = target.clone()
+    forecast[0, 0, 0, 0, 0] = value
+    model.val_metrics.update(forecast, target)
+    watch = ValidationWatch()
+    watch.on_validation_batch_end(run, model, forecast, {"context": context, "target": target}, 0)
+    watch.on_validation_end(run, model)
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path), {"images": 0, "scalars": 0})
+    events.Reload()
+    assert len(events.Tags()["images"]) == shown
+    assert "val_mse_by_lead_time/01" in events.Tags()["scalars"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):

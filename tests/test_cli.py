@@ -413,6 +413,18 @@ def test_on_a_gpu_a_loss_that_is_no_number_is_found_a_step_later_or_at_the_end(
     assert list((tmp_path / "runs/small/checkpoints").glob("*.ckpt")) == []
 
 
+def test_an_infinite_loss_with_a_finite_gradient_stops_the_run(config, capsys, monkeypatch):
+    original = VideoPredictor.training_step
+    monkeypatch.setattr(
+        VideoPredictor,
+        "training_step",
+        lambda self, *args: original(self, *args) + (torch.inf if self.global_step else 0),
+    )
+    line = fails(capsys, 1, "fit", "-c", config, "--trainer.max_steps", "4")
+    assert "the loss is inf and the gradient's norm" in line
+    assert "norm nan" not in line
+
+
 @pytest.mark.filterwarnings("default:.*step left out")
 def test_a_loss_that_is_no_number_can_be_skipped(config, tmp_path, capsys, monkeypatch):
     losses_become(float("nan"), 1, monkeypatch)
@@ -526,6 +538,14 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
             ["fit", "-c", "small.yaml", "--trainer.accumulate_grad_batches", "2"],
             1,
             "a multiple of trainer.accumulate_grad_batches",
+        ),
+        (
+            [
+                *["fit", "-c", "small.yaml", "--trainer.accumulate_grad_batches", "2"],
+                *["--trainer.val_check_interval", "2", "--trainer.limit_train_batches", "5"],
+            ],
+            1,
+            "make trainer.limit_train_batches a multiple of trainer.accumulate_grad_batches",
         ),
         (["fit", "-c", "small.yaml", "--ckpt_path", "last"], 1, "no checkpoint at runs/small"),
         (["test", "-c", "small.yaml"], 1, "no checkpoint at runs/small/checkpoints/best.ckpt"),

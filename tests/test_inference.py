@@ -1,3 +1,4 @@
+import re
 import threading
 
 import numpy as np
@@ -267,6 +268,12 @@ def test_frames_that_do_not_follow_raise_naming_what_is_wrong(frames, error, nam
     state = model.begin(torch.rand(4, 1, 8, 8))
     with pytest.raises(error, match=named):
         model.observe(state, frames)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (3, 1, 0, 8), (3, 1, 8, 0), (2, 3, 1, 8, 0)])
+def test_clips_without_pixels_raise_naming_their_shape(shape):
+    with pytest.raises(ValueError, match=f"got shape {re.escape(str(shape))}"):
+        build().forecast(torch.rand(shape), 2)
 
 
 def test_streams_that_go_side_by_side_stay_as_many():

@@ -84,6 +84,12 @@ def test_an_infinite_error_makes_the_mean_infinite():
     assert values["mae"] == torch.inf
 
 
+def test_cross_entropy_of_no_number_is_no_number():
+    frames = torch.full((2, 1, 1, 2, 2), 0.5)
+    frames[0, 0, 0, 0, 0] = torch.nan
+    assert cross_entropy(frames, torch.zeros_like(frames)).isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cross_entropy_can_be_had_under_the_autocast_of_a_gpu(dtype):
     with FakeTensorMode():

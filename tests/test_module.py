@@ -103,8 +103,9 @@ def test_the_other_recurrences_train_and_forecast(tmp_path, cell):
     assert model.forecast(torch.rand(4, 1, 8, 8), 5).shape == (5, 1, 8, 8)
 
 
-def test_onecycle_moves_at_every_step_and_ends_with_max_steps(tmp_path):
-    model = build(learning_rate=0.01, warmup=0.3)
+@pytest.mark.parametrize("warmup", [0.1, 0.3])  # 0.1 of 10 steps: one
+def test_onecycle_moves_at_every_step_and_ends_with_max_steps(tmp_path, warmup):
+    model = build(learning_rate=0.01, warmup=warmup)
     rates = []
     step = model.training_step
 
@@ -117,7 +118,7 @@ def test_onecycle_moves_at_every_step_and_ends_with_max_steps(tmp_path):
     assert len(rates) == 10
     assert len(set(rates)) == 10
     assert max(rates) == pytest.approx(0.01)
-    assert rates.index(max(rates)) == 2  # 0.3 of 10 steps, counted from 0
+    assert rates.index(max(rates)) == round(10 * warmup) - 1  # counted from 0
     assert rates[-1] < 1e-5
 
 

@@ -44,6 +44,19 @@ def test_options_of_training_replace_those_that_come_with_the_weights():
         VideoPredictor.from_pretrained("moving-mnist", hidden_sizes=[8, 8])
 
 
+@pytest.mark.parametrize(
+    ("option", "theirs"),
+    [
+        ({"loss": "cross_entropy"}, "loss 'mse'"),
+        ({"residual": True}, "residual False"),
+        ({"forecaster": "autoregressive"}, "forecaster 'unconditional'"),
+    ],
+)
+def test_options_that_make_another_network_of_the_weights_are_refused(option, theirs):
+    with pytest.raises(ValueError, match=f"these weights are of a network with {theirs}"):
+        VideoPredictor.from_pretrained("moving-mnist", **option)
+
+
 def test_a_subclass_builds_its_own_kind():
     class Predictor(VideoPredictor):
         pass

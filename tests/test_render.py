@@ -280,6 +280,13 @@ def test_mp4_shows_the_animation_at_its_speed(tmp_path, width, fps):
     assert np.abs(got[:, height:].astype(np.int64) - drawing.BACKGROUND).max(initial=0) < 8
 
 
+def test_what_h264_cannot_hold_is_told(tmp_path):
+    wide = np.zeros((2, 1, 8, 17_000), np.float32)
+    with pytest.raises(ValueError, match=r"a\.mp4: frames of .* cannot be encoded as H\.264"):
+        save_mp4(tmp_path / "a.mp4", wide, wide)
+    assert not list(tmp_path.iterdir())
+
+
 def test_mp4_without_pyav_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"a\.mp4: .* pip install av"):

@@ -109,9 +109,13 @@ def test_options_that_are_none_are_refused(path, model, options):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(path, model, value):
-    weights = model.state_dict()
+    before = path.read_bytes()
+    weights, options = model.state_dict(), dict(model.hparams)
     weights["network.head.bias"][0] = value
-    write_weights(path, weights, dict(model.hparams))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not written, .*head\.bias is NaN"):
+        write_weights(path, weights, options)
+    assert path.read_bytes() == before
+    save_file(weights, path, metadata={"hyper_parameters": json.dumps(options)})
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged: .* NaN or infinite"):
         read_weights(path)
 

@@ -66,11 +66,9 @@ class GradientGuard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         pl_module.log("train/grad_norm", norm)
-        loss = torch.stack(self._losses).sum()
-        scaled = trainer.precision == "16-mixed"
-        if scaled:
-            loss = trainer.strategy.reduce(loss)
-        finite, known = torch.isfinite(loss if scaled else norm), None
+        loss = trainer.strategy.reduce(torch.stack(self._losses).sum())
+        scaled = trainer.precision == "16-mixed"  # where gradients may overflow
+        finite, known = torch.isfinite(loss if scaled else loss + norm), None
         late = self.nonfinite == "stop" and _runs_ahead(norm)
         if late:
             finite, known = _fetch(finite)
@@ -82,7 +80,7 @@ class GradientGuard(Callback):
             self._skipped = 0
         else:
             self._refuse(trainer, step)
-            if not scaled:
+            if not scaled or torch.isfinite(norm):  # the scaler leaves out the others itself
                 optimizer.zero_grad()  # an optimizer leaves alone what has no gradient
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -39,13 +39,21 @@ class Interruption(Callback):
         """Takes over the signals; Lightning's own handler may stop processes at different steps.
 
         Raises:
-            ValueError: Validations, when checkpoints are saved, would divide an optimizer step.
+            ValueError: Validations, when checkpoints are saved, or the end of an epoch would divide
+                an optimizer step.
         """
         interval, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % accumulate:
             raise ValueError(
                 f"a validation every {interval} batches would fall between the {accumulate} "
                 "batches of an optimizer step: make trainer.val_check_interval a multiple of "
+                "trainer.accumulate_grad_batches"
+            )
+        batches = trainer.num_training_batches
+        if isinstance(batches, int) and batches % accumulate:
+            raise ValueError(
+                f"an epoch of {batches} batches would end between the {accumulate} batches of an "
+                "optimizer step: make trainer.limit_train_batches a multiple of "
                 "trainer.accumulate_grad_batches"
             )
         if threading.current_thread() is threading.main_thread():

@@ -57,9 +57,8 @@ class ProgressBar(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         score = trainer.callback_metrics.get("val/mse")
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
-            _print(
-                trainer, f"step {trainer.global_step} of {trainer.max_steps}: val/mse {score:.2f}"
-            )
+            of_all = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+            _print(trainer, f"step {trainer.global_step}{of_all}: val/mse {score:.2f}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows the newest values."""

@@ -14,6 +14,8 @@ from convlstm.render import encode_gif
 
 CLIPS = 4
 
+Clip = tuple[Tensor, Tensor, Tensor]  # context, forecast, truth
+
 
 class ValidationWatch(Callback):
     """Logs, after each validation, MSE and SSIM of each lead time and GIFs of the same few clips.
@@ -22,7 +24,7 @@ class ValidationWatch(Callback):
     """
 
     def __init__(self) -> None:
-        self._clips: list[tuple[Tensor, Tensor, Tensor]] = []  # context, forecast, truth
+        self._clips: list[Clip] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last validation's."""
@@ -57,8 +59,9 @@ class ValidationWatch(Callback):
             for lead, value in enumerate(values[f"{name}_by_lead_time"].tolist(), start=1):
                 writer.add_scalar(f"val_{name}_by_lead_time/{lead:02d}", value, step)
         for number, clip in enumerate(self._clips):
-            summary = gif_summary(f"forecasts/{number}", encode_gif(*clip))
-            writer._get_file_writer().add_summary(summary, step)
+            if _can_be_shown(clip):
+                summary = gif_summary(f"forecasts/{number}", encode_gif(*clip))
+                writer._get_file_writer().add_summary(summary, step)
 
     def _writer(self, trainer: pl.Trainer) -> Any:
         """TensorBoard's, on the first process."""
@@ -66,6 +69,11 @@ class ValidationWatch(Callback):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 return logger.experiment
         return None
+
+
+def _can_be_shown(clip: Clip) -> bool:
+    """Whether a clip is gray or RGB, and its forecast finite."""
+    return clip[0].shape[1] in (1, 3) and all(bool(part.isfinite().all()) for part in clip)
 
 
 def gif_summary(tag: str, data: bytes) -> Summary:

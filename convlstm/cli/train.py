@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import SUPPRESS
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -426,8 +426,11 @@ class VideoCLI(LightningCLI):
     def _say_what_next(self, console: Console) -> None:
         """Which checkpoint there is, and what to do with it."""
         folder = self.run_dir / "checkpoints"
-        best = self.trainer.checkpoint_callback
-        if isinstance(best, ModelCheckpoint) and best.best_model_path:
+        # The user may have added others.
+        best = next(
+            (c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None
+        )
+        if best is not None and best.best_model_path:
             # Processes that were spawned take the score with them.
             score = best.best_model_score
             told = "" if score is None else f" (val/mse {score:.2f})"

@@ -34,7 +34,7 @@ def save_mp4(
 
     Raises:
         ValueError: As `forecast_frames`; if `fps` is out of range; if `path` has another suffix; if
-            PyAV (the extra `video`) is not installed.
+            PyAV (the extra `video`) is not installed; if the frames are too large for H.264.
         OSError: If the file cannot be written.
     """
     try:
@@ -46,16 +46,22 @@ def save_mp4(
     frames = animation(checked(context, forecast, truth), scale)
     _, height, width, _ = frames.shape
     data = io.BytesIO()  # so that a full disk is an error of the system's, not of the encoder's
-    with av.open(data, "w", format="mp4") as video:
-        stream = video.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.pix_fmt = "yuv420p"  # what every player knows; it takes even sizes only
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.options = {"crf": "18"}  # lines and letters stay sharp
-        canvas = np.empty((stream.height, stream.width, 3), np.uint8)
-        canvas[:] = BACKGROUND
-        for frame in frames:
-            canvas[:height, :width] = frame
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
-        video.mux(stream.encode())  # what the encoder still holds
+    try:
+        with av.open(data, "w", format="mp4") as video:
+            stream = video.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+            stream.pix_fmt = "yuv420p"  # what every player knows; it takes even sizes only
+            stream.height, stream.width = height + height % 2, width + width % 2
+            stream.options = {"crf": "18"}  # lines and letters stay sharp
+            canvas = np.empty((stream.height, stream.width, 3), np.uint8)
+            canvas[:] = BACKGROUND
+            for frame in frames:
+                canvas[:height, :width] = frame
+                video.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
+            video.mux(stream.encode())  # what the encoder still holds
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path}: frames of {height:,} x {width:,} pixels cannot be encoded as H.264 "
+            f"({error.strerror}): write other formats, such as gif, png and npy"
+        ) from error
     with replacing(path) as temporary:
         temporary.write_bytes(data.getvalue())
