@@ -221,10 +221,10 @@ class VideoPredictor(Inference, pl.LightningModule):
                 range, or describes another network than that of the weights.
         """
         weights, own = read_pretrained(name_or_path)
-        own = {**{n: p.default for n, p in signature(VideoPredictor).parameters.items()}, **own}
-        before, after = map(_what_weights_do_not_show, (own, {**own, **options}))
+        whole = {n: p.default for n, p in signature(cls).parameters.items()} | own
+        before, after = map(_what_weights_do_not_show, (whole, whole | options))
         if differing := [name for name in before if before[name] != after[name]]:
-            told = ", ".join(f"{name} {own[name]!r}" for name in differing)
+            told = ", ".join(f"{name} {whole[name]!r}" for name in differing)
             raise ValueError(f"{name_or_path}: these weights are of a network with {told}")
         return cls.rebuilt(weights, {**own, **options}, name_or_path)
 
@@ -400,8 +400,8 @@ class VideoPredictor(Inference, pl.LightningModule):
 
 def _what_weights_do_not_show(options: dict[str, Any]) -> dict[str, Any]:
     """The options that make another network of the same weights."""
-    shown = {name: options[name] for name in ("forecaster", "readout", "residual")}
-    return {**shown, "loss": options["loss"] == "cross_entropy"}  # with or without a sigmoid
+    shown = {name: options.get(name) for name in ("forecaster", "readout", "residual")}
+    return shown | {"loss": options.get("loss") == "cross_entropy"}  # with or without a sigmoid
 
 
 def load(name_or_path: str | Path) -> VideoPredictor:
