@@ -84,7 +84,7 @@ def average(models: Sequence[VideoPredictor], shares: Sequence[float]) -> dict[s
 def network_options(model: VideoPredictor) -> dict[str, Any]:
     """What determines the network: options, and the weights' shapes, which may be of a frame."""
     options = {name: model.hparams[name] for name in NETWORK}
-    options["cross_entropy"] = model.hparams["loss"] == "cross_entropy"  # it ends in a sigmoid
+    options["output"] = model.network.output  # through a sigmoid, or as it is
     return options | {"shapes": [weight.shape for weight in model.state_dict().values()]}
 
 

@@ -70,7 +70,10 @@ def main() -> None:
         return data, data.train_set
 
     start = time.perf_counter()
-    data, windows = opened(1024)
+    try:
+        data, windows = opened(1024)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     opening = time.perf_counter() - start
     step = training_step(data, args.repeats)
     with layer.settings(threads=1):
