@@ -148,7 +148,8 @@ def test_the_readmes_files_exist():
         assert f"make {target} " in helped
 
 
-def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("step", [2, 4])  # in the middle, and in the last validation
+def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkeypatch, capfd, step):
     """The demo's path with few steps; `make demo` itself is what shows that it learns."""
     monkeypatch.chdir(tmp_path)
     short = {**demo.OPTIONS, "data.val_size": 2, "data.test_size": 4, "data.batch_size": 2}
@@ -158,13 +159,13 @@ def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkey
 
     first = [word for key, value in short.items() for word in (f"--{key}", str(value))]
     first += ["--run_dir", "demo", "--trainer.limit_val_batches", "1"]
-    code = (  # stopped in the middle, as by Ctrl-C after a validation
+    code = (  # stopped as by Ctrl-C when a validation begins
         "import sys, pytorch_lightning as pl\n"
         "from convlstm.callbacks import LastCheckpoint\n"
         "save = LastCheckpoint.on_validation_start\n"
         "def stop(self, trainer, module):\n"
         "    save(self, trainer, module)\n"
-        "    if not trainer.sanity_checking: sys.exit(3)\n"
+        f"    if trainer.global_step == {step}: sys.exit(3)\n"
         "LastCheckpoint.on_validation_start = stop\n"
         "from convlstm.cli import main\n"
         "main(['fit', *sys.argv[1:]])\n"
@@ -175,6 +176,8 @@ def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkey
     assert demo.run([]) == 0
     printed = capfd.readouterr().out
     assert "the last frame" in printed
+    assert (tmp_path / "demo" / "checkpoints" / "best.ckpt").exists()
+    assert f"Going on from step {step}" in printed
     for name in re.findall(r"  (demo/\S+)", printed):
         assert (tmp_path / name).exists(), name
     assert len(list((tmp_path / "demo" / "forecasts").glob("*.gif"))) == 4

@@ -63,7 +63,7 @@ def run(args: Sequence[str]) -> int:
     marker = out / ".demo"
     if last.exists() and not marker.exists():
         raise ValueError(f"{out} holds a run that is not the demo's: choose another --out")
-    done = read_checkpoint(last)["global_step"] if last.exists() else 0
+    finished = last.exists() and "finished_epochs" in read_checkpoint(last)
     with replacing(marker) as temporary:
         temporary.write_text("This folder is a demo's.\n", encoding="utf-8")
 
@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> int:
     status = predict.run([*clips, *words, "--out", str(out / "pretrained")])
     if status:
         return status
-    if done < STEPS:
+    if not finished:
         console.rule("2/3 Training a small model on bouncing digits")
         words = [word for key, value in OPTIONS.items() for word in (f"--{key}", str(value))]
         words += ["--run_dir", str(out)]
