@@ -114,10 +114,10 @@ class MovingMNISTDataModule(VideoDataModule):
             OSError: If they are missing and cannot be downloaded, or test_file is missing.
             ValueError: If test_file is not what it should be.
         """
-        testing = self.trainer is not None and self.trainer.state.fn == "test"
-        if not (testing and self.test_file):
+        verb = None if self.trainer is None else self.trainer.state.fn
+        if not (verb == "test" and self.test_file):
             load_digits(self.digits, self.root, "train")
-        if self.test_file is not None and not testing:
+        if self.test_file is not None and verb not in ("validate", "test"):
             self._published()  # a training's test should not fail for it
 
     def setup(self, stage: str | None = None) -> None:

@@ -1,5 +1,6 @@
 import math
 import pickle
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -366,6 +367,14 @@ def test_test_with_a_file_needs_no_digits(tmp_path, monkeypatch):
     data.prepare_data()
     data.setup("test")
     assert len(data.test_set) == 6
+
+
+@pytest.mark.parametrize(("verb", "asked"), [("fit", True), ("validate", False), ("test", False)])
+def test_only_a_training_asks_for_the_test_file_beforehand(tmp_path, verb, asked):
+    data = datamodule(test_file=str(tmp_path / "missing.npy"))
+    data.trainer = type("Running", (), {"state": type("State", (), {"fn": verb})})()
+    with pytest.raises(FileNotFoundError) if asked else nullcontext():
+        data.prepare_data()
 
 
 @pytest.mark.parametrize(
