@@ -1,7 +1,8 @@
 """What is wrong with a configuration file although jsonargparse takes it."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
@@ -20,20 +21,42 @@ NAMES = ("run_dir", "ckpt_path", "start_from", "pretrained", "save_forecasts")
 LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
 
 
-def find_mistake(text: str) -> str | None:
-    """A key that stands twice, of which only the last would count, or a section without options.
+def configuration_files(words: Sequence[str]) -> list[Path]:
+    """The files that a command line names with `-c` or `--config`."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
+    return [Path(name) for name in parser.parse_known_args(words)[0].config if name]
 
-    Args:
-        text: The file's content, YAML that can be read.
+
+def find_mistake(path: Path) -> str | None:
+    """What is wrong with a file that is there, if anything.
+
+    It is no YAML; a key stands twice, of which only the last would count; or a section has no
+    options.
     """
-    root = yaml.compose(text, yaml.SafeLoader)
-    for mapping in _mappings(root):
+    if not path.is_file():
+        return None  # jsonargparse says so
+    try:
+        text = path.read_text(encoding="utf-8")
+        mappings = list(_mappings(yaml.compose(text, yaml.SafeLoader)))
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        return "no configuration, which would be text"
+    except RecursionError:
+        return "no configuration: it contains itself"
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            return "no configuration, which would be text"
+        return f"line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
+    for mapping in mappings:
         seen = set()
         for key, _ in mapping.value:
             if key.value in seen:
                 return f"line {key.start_mark.line + 1}: {key.value} is there twice"
             seen.add(key.value)
-    content = yaml.safe_load(text) or {}
+    if not isinstance(content, dict):
+        return f"a configuration must be a mapping of options, got {content or 'nothing'}"
     for key in SECTIONS:
         if not isinstance(content.get(key, {}), dict):
             return f"{key} must be a mapping of options, got {content[key]}"

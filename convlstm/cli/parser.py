@@ -62,9 +62,6 @@ def plain(message: str) -> str:
     if text.startswith("unrecognized arguments: "):
         words = text.removeprefix("unrecognized arguments: ")
         return f"there is no option {words}" if words.startswith("-") else f"unexpected: {words}"
-    if text.startswith("Unexpected config:"):
-        content = text.removeprefix("Unexpected config:").strip()
-        return f"a configuration must be a mapping of options, got {content or 'nothing'}"
     wrong = re.fullmatch(r'Parser key "([^"]+)"(?: element \d+)?: (.*)', text)
     if wrong is None:
         return text

@@ -40,7 +40,7 @@ from convlstm.callbacks import (
     TrainingStopped,
     ValidationWatch,
 )
-from convlstm.cli.configuration import check_values, find_mistake, refuse_moved
+from convlstm.cli.configuration import check_values, configuration_files, find_mistake, refuse_moved
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
 from convlstm.cli.parser import OneLineErrors
@@ -269,18 +269,13 @@ class VideoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and settles the run's directory and the checkpoint."""
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError:
-            parser.error("what -c names is no configuration, which would be text")
-        except RecursionError:
-            parser.error("what -c names is no configuration: it contains itself")
-        config = self.config[self.config.subcommand]
-        files = [Path(str(path)) for path in config.config or []]
+        files = configuration_files(args)
         for path in files:
-            mistake = find_mistake(path.read_text(encoding="utf-8"))
+            mistake = find_mistake(path)
             if mistake is not None:
                 parser.error(f"{path}: {mistake}")
+        self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
         check_values(config)
         self.run_dir = Path(config.run_dir or _default_run_dir(config))
         if not any(word.partition("=")[0] == "--run_dir" for word in args):
