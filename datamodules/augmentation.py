@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.trajectories import uniform
+from datamodules.random_streams import uniform
 
 Augmentation = Literal["hflip", "vflip", "rotate90", "reverse"]
 AUGMENTATIONS = get_args(Augmentation)
@@ -24,7 +24,7 @@ def augmented(
         names: What may be done to it: "hflip" and "vflip" mirror it left to right and upside down,
             "reverse" plays it backwards, each in every second sample; "rotate90" turns it by a
             quarter, a half, three quarters or not at all.
-        key: Of the random stream, see `trajectories.stream_key`.
+        key: Of the random stream, see `random_streams.stream_key`.
         index: The sample's number, on which the draw hangs, so that it can be made again.
 
     Returns:

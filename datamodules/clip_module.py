@@ -19,7 +19,7 @@ from datamodules.clips import find_clips, open_clip
 from datamodules.clips.fitting import FITS, Fit
 from datamodules.clips.folders import children
 from datamodules.frame_cache import FrameCache
-from datamodules.trajectories import SPLITS, stream_key
+from datamodules.random_streams import SPLITS, stream_key
 
 Split = Literal["train", "val", "test"]
 

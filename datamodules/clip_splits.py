@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from datamodules.trajectories import SPLITS
+from datamodules.random_streams import SPLITS
 
 
 def split_names(

@@ -14,7 +14,7 @@ from datamodules.base import Batch
 from datamodules.clip_frames import ClipFrames, Part
 from datamodules.clips.fitting import Fit
 from datamodules.frame_cache import FrameCache
-from datamodules.trajectories import uniform
+from datamodules.random_streams import uniform
 
 
 class ClipWindows(Dataset[Batch]):
@@ -34,7 +34,7 @@ class ClipWindows(Dataset[Batch]):
         frame_size: (height, width) in pixels.
         fit: How frames are brought to that size.
         cache: Keeps decoded frames.
-        key: Of the random order, see `trajectories.stream_key`; None for windows in order.
+        key: Of the random order, see `random_streams.stream_key`; None for windows in order.
         augment: What is done to windows at random, with a key; see `augmented`.
     """
 

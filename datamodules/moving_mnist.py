@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import TrainerStatus
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.base import Batch, VideoDataModule, require_at_least
-from datamodules.clips import open_npy
+from datamodules.cutting import NO_GAP, cut
 from datamodules.digits import DIGIT_SIZE, load_digits
+from datamodules.moving_mnist_file import MovingMNISTFile
+from datamodules.random_streams import stream_key
 from datamodules.rendering import render, render_on_device
-from datamodules.trajectories import Trajectories, draw_trajectories, stream_key
+from datamodules.trajectories import Trajectories, draw_trajectories
 
-NO_GAP = slice(0, 0)
 HOST = "cpu"  # the device that loaders draw for
 
 
@@ -142,7 +141,7 @@ class MovingMNISTDataModule(VideoDataModule):
         if "positions" not in batch:
             return batch
         frames = render_on_device(batch["digits"], batch["positions"], self.frame_size)
-        return _batch(frames, batch["index"], self.context_length, self.occlude)
+        return cut(frames, batch["index"], self.context_length, self.occlude)
 
     def state_dict(self) -> dict[str, Any]:
         """What the training data depends on, for a checkpoint."""
@@ -257,7 +256,7 @@ class MovingMNIST(Dataset[Batch]):
         undrawn = self.undrawn(indices)
         digits, positions = undrawn["digits"].numpy(), undrawn["positions"].numpy()
         frames = torch.from_numpy(render(digits, positions, self.frame_size))
-        return _batch(frames, undrawn["index"], self.context_length, self.occlude)
+        return cut(frames, undrawn["index"], self.context_length, self.occlude)
 
     def undrawn(self, indices: Sequence[int]) -> Batch:
         """What the frames of a batch are drawn from.
@@ -308,94 +307,6 @@ class Undrawn(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return self.drawn.undrawn(indices)
-
-
-class MovingMNISTFile(Dataset[Batch]):
-    """The published test sequences, read from the file as they are needed.
-
-    Args:
-        path: A .npy file, uint8, (T, N, H, W).
-        context_length: Number of context frames.
-        target_length: Number of target frames; frames behind them are left unused.
-        frame_size: (height, width) that the file must have.
-        max_size: At most so many sequences, from the first one on.
-        occlude: The context frames that are blank.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If the file is not a .npy file of that type and shape, or has too few frames.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        context_length: int,
-        target_length: int,
-        *,
-        frame_size: tuple[int, int],
-        max_size: int,
-        occlude: slice = NO_GAP,
-    ) -> None:
-        self.path = path
-        self.context_length = context_length
-        self.target_length = target_length
-        self.frame_size = frame_size
-        self.max_size = max_size
-        self.occlude = occlude
-        self.frames = open_npy(path)
-        _check_test_frames(self.frames, path, context_length + target_length, frame_size)
-
-    def __len__(self) -> int:
-        return min(self.max_size, int(self.frames.shape[1]))
-
-    def __getitem__(self, index: int) -> Batch:
-        return {name: value[0] for name, value in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        numbers = np.asarray(indices, dtype=np.int64)
-        if ((numbers < 0) | (numbers >= len(self))).any():
-            raise IndexError(f"an index of {indices} is outside of 0 to {len(self) - 1}")
-        steps = self.context_length + self.target_length
-        frames = torch.from_numpy(self.frames[:steps, numbers]).transpose(0, 1)  # (B, T, H, W)
-        return _batch(frames, torch.from_numpy(numbers), self.context_length, self.occlude)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is the whole file; a worker opens the file anew.
-        return {name: value for name, value in vars(self).items() if name != "frames"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, frames=open_npy(state["path"]))
-
-
-def _batch(frames: Tensor, index: Tensor, context_length: int, occlude: slice) -> Batch:
-    """Cuts frames (B, T, H, W) into a context, some of which may be blank, and a target."""
-    context, target = (
-        part.contiguous() for part in frames[:, :, None].tensor_split([context_length], dim=1)
-    )  # C = 1
-    context[:, occlude] = 0
-    return {"context": context, "target": target, "index": index}
-
-
-def _check_test_frames(
-    frames: NDArray[Any], path: str | Path, steps: int, frame_size: tuple[int, int]
-) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4:
-        raise ValueError(
-            f"{path}: {frames.dtype} of shape {frames.shape}: expected uint8 "
-            "(time, sequence, height, width), as in mnist_test_seq.npy"
-        )
-    if frames.shape[2:] != frame_size:
-        raise ValueError(
-            f"{path}: frames are {frames.shape[2]} x {frames.shape[3]} pixels, frame_size is "
-            f"{frame_size[0]} x {frame_size[1]}: set frame_size to that of the file"
-        )
-    if frames.shape[0] < steps:
-        raise ValueError(
-            f"{path}: {frames.shape[0]} frames a sequence, but context_length + target_length is "
-            f"{steps}: lower one of them (the file must be time first)"
-        )
-    if frames.shape[1] == 0:
-        raise ValueError(f"{path}: shape {frames.shape} has no sequences: give another file")
 
 
 def _runs_elsewhere(trainer: Trainer | None) -> bool:

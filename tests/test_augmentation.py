@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules.augmentation import AUGMENTATIONS, augmented
-from datamodules.trajectories import stream_key
+from datamodules.random_streams import stream_key
 
 KEY = stream_key(0, "train")
 FRAMES = np.arange(2 * 3 * 5 * 5, dtype=np.uint8).reshape(2, 3, 5, 5)

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import convlstm.cli
 from convlstm import VideoPredictor
 from convlstm.callbacks import ProgressBar, guard
-from convlstm.cli import VERBS, main, one_line
+from convlstm.cli import VERBS, main
+from convlstm.cli.message import one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 

@@ -156,7 +156,7 @@ def test_missing_and_forbidden_are_told_in_one_line(tmp_path, kind, monkeypatch)
 
 
 def test_a_clip_too_long_to_read_at_once_can_still_be_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "MOST_PIXELS", VIDEO[0, 0].size * 8)
+    monkeypatch.setattr(opening, "MOST_PIXELS_AT_ONCE", VIDEO[0, 0].size * 8)
     path = written(tmp_path, ".gif")
     with pytest.raises(ValueError, match=r"clip\.gif: 9 frames of 18 x 24 pixels are too many"):
         read_clip(path)

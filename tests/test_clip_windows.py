@@ -7,7 +7,7 @@ from datamodules import open_clip
 from datamodules.clip_frames import Part
 from datamodules.clip_windows import ClipWindows, span
 from datamodules.frame_cache import FrameCache
-from datamodules.trajectories import stream_key
+from datamodules.random_streams import stream_key
 
 LENGTHS = (100, 7, 40)  # more than a chunk, less than a window, and between
 

@@ -9,8 +9,10 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules import MovingMNISTDataModule, load_digits
-from datamodules.moving_mnist import MovingMNIST, MovingMNISTFile
-from datamodules.trajectories import draw_trajectories, stream_key, uniform
+from datamodules.moving_mnist import MovingMNIST
+from datamodules.moving_mnist_file import MovingMNISTFile
+from datamodules.random_streams import stream_key, uniform
+from datamodules.trajectories import draw_trajectories
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
 

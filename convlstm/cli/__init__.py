@@ -2,13 +2,13 @@
 
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
 from convlstm import __version__
+from convlstm.cli.message import one_line
 
 HELP = """\
 usage: convlstm COMMAND [options]
@@ -135,15 +135,3 @@ def _give_up_output() -> None:
     """Lets what is still to be written vanish, as its reader has, or Python will try in the end."""
     with suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def one_line(error: Exception) -> str:
-    """An error's message on one line; of the system's, what happened to which file."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    text = str(error)
-    if isinstance(error, MemoryError) and not text:
-        return "the memory does not suffice"
-    if text.startswith("Caught ") and " in DataLoader worker process " in text:
-        text = re.split(r"\n\w*Error: ", text)[-1]  # what follows the traceback
-    return " ".join(text.split()) or type(error).__name__

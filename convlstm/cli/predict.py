@@ -14,6 +14,7 @@ from torch import Tensor
 from convlstm.callbacks.report import metrics_table
 from convlstm.cli.comparison import compare
 from convlstm.cli.memory import ADVICE, check_memory, is_out_of_memory
+from convlstm.cli.message import one_line
 from convlstm.cli.outputs import Format, Outputs
 from convlstm.cli.parser import OneLineErrors
 from convlstm.console import plain_console
@@ -225,8 +226,6 @@ def _forecast(
 
 def _report(path: Path, error: Exception) -> int:
     """Prints what is wrong with a clip, in one line; returns 1, the number of such clips."""
-    from convlstm.cli import one_line
-
     out_of_memory = is_out_of_memory(error)
     text = f"the memory does not suffice: {ADVICE}" if out_of_memory else one_line(error)
     if not text.startswith(f"{path}:"):

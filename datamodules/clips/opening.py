@@ -13,7 +13,7 @@ from datamodules.clips.videos import VIDEO_SUFFIXES, VideoReader
 
 FILE_SUFFIXES = (*ARRAY_SUFFIXES, *ANIMATION_SUFFIXES, *VIDEO_SUFFIXES)
 
-MOST_PIXELS = 2**32  # that read_clip puts into memory
+MOST_PIXELS_AT_ONCE = 2**32  # that read_clip puts into memory
 
 
 def open_clip(path: str | Path, *, axes: str | None = None, array: str | None = None) -> ClipReader:
@@ -81,7 +81,7 @@ def read_clip(path: str | Path, *, axes: str | None = None, array: str | None = 
     """
     clip = open_clip(path, axes=axes, array=array)
     height, width = clip.frame_size
-    if clip.num_frames * height * width > MOST_PIXELS:
+    if clip.num_frames * height * width > MOST_PIXELS_AT_ONCE:
         raise ValueError(
             f"{path}: {clip.num_frames:,} frames of {height} x {width} pixels are too many to read "
             "at once: read parts of them with open_clip, or shorten the clip"
