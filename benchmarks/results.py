@@ -2,9 +2,9 @@
 
     python benchmarks/results.py --model moving-mnist --root data --out docs/results
 
-It writes results.md (the table of clips that the model was not trained on too), lead_time.png, and
-the clips forecast best, middling and worst as film strips and GIFs, the worst in larger frames, and
-a forecast of 50 frames.
+It writes results.md (a table that includes kinds of clips that the model was not trained on),
+lead_time.png, and the clips forecast best, middling and worst as film strips and GIFs, the worst in
+larger frames, and a forecast of 50 frames.
 With --run RUN also learning.png, from the logs of the training; of several RUNs that each started
 from the weights of the one before, behind one another.
 """

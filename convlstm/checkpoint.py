@@ -60,7 +60,7 @@ def _is_whole(path: Path) -> bool:
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint of most steps among a run's, and its content; None if there is none.
 
-    A damaged one is passed over with a warning. Of two at the same step, `last.ckpt` wins.
+    A damaged one is skipped with a warning. Of two at the same step, `last.ckpt` wins.
 
     Raises:
         ValueError: There are checkpoints, and all of them are damaged.
@@ -71,7 +71,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             checkpoint = read_checkpoint(path)
         except (ValueError, OSError) as error:
-            warnings.warn(f"passed over: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
             continue
         if best is None or _steps(checkpoint) > _steps(best[1]):
             best = path, checkpoint

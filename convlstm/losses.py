@@ -1,4 +1,4 @@
-"""What training minimises: a mean over all pixels of all frames and clips.
+"""What training minimizes: a mean over all pixels of all frames and clips.
 
 Each loss takes what the network's head gives (frames; for the cross-entropy their logits) and the
 true frames in [0, 1], of one shape, and returns a scalar.

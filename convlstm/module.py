@@ -61,14 +61,16 @@ class VideoPredictor(Inference, pl.LightningModule):
             sharp; not for the loss "cross_entropy".
         loss: "mse", "mae", "mse+mae" or "cross_entropy" (output through a sigmoid).
         optimizer: "adam", "adamw" or "muon"; see `convlstm.optimizers`.
-        learning_rate: Peak of the schedule.
+        learning_rate: Peak of the schedule, > 0; with "constant" that of all steps.
         weight_decay: For "adamw" and "muon" only.
-        schedule: "onecycle" (requires trainer.max_steps) or "constant".
+        schedule: "onecycle" (Smith and Topin 2017, https://arxiv.org/abs/1708.07120; requires
+            trainer.max_steps) or "constant".
         warmup: Fraction of "onecycle" in which the learning rate rises, in (0, 1).
         scheduled_sampling_steps: Training steps over which the probability that the autoregressive
             forecaster reads the true frame falls from 1 to 0; 0 for no scheduled sampling.
         context_loss: Weight of the loss on the context frames, each forecast by the encoder from
-            those before it, relative to the loss on the target frames; 0 to leave it out.
+            those before it, relative to the loss on the target frames; 0 to leave it out, as a
+            bidirectional encoder and a context of one frame need.
         checkpoint_every: Length in steps of the segments that are recomputed in the backward pass,
             for less memory; 0 to keep everything.
 
@@ -254,7 +256,7 @@ class VideoPredictor(Inference, pl.LightningModule):
         return model.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Notes the frame size, for who forecasts clips of another one.
+        """Notes the frame size, for forecasts of clips of another one.
 
         Raises:
             ValueError: The first batch has floats outside of [0, 1].

@@ -30,7 +30,7 @@ def build_optimizer(
         return torch.optim.Adam(network.parameters(), lr=learning_rate)
     if name == "adamw":
         return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
-    # Here, because who does not use it need not wait half a second for it.
+    # Here, because whoever does not use it need not wait half a second for it.
     from convlstm.muon import Muon
 
     kernels, others = split_parameters(network)

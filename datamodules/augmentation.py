@@ -1,4 +1,4 @@
-"""Training windows made of others, for who has few clips: mirrored, turned, played backwards."""
+"""Training windows made of others, if clips are few: mirrored, turned, played backwards."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class VideoDataModule(pl.LightningDataModule):
         return self._shard_loader(_require(self.test_set, "test"))
 
     def describe(self) -> str:
-        """What the training set and the validation set are, for who starts a training."""
+        """What the training set and the validation set are, for those who start a training."""
         return ""
 
     def _shard_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:

@@ -32,8 +32,8 @@ class ClipDataModule(VideoDataModule):
     splits; or, for very few clips, each clip is split in time.
 
     An epoch of training has all windows of the training clips once, in a new order each time. By
-    default, windows for validation and test do not overlap. Frames are uint8; they are uint16 if
-    all clips of a split are, and float32 in [0, 1] if their types differ.
+    default, windows for validation and test do not overlap. Frames have the clips' type, uint8,
+    uint16 or float32 in [0, 1]; float32 if the types in a split differ.
 
     Args:
         root: The folder, searched recursively; see `find_clips` and `open_clip` for the formats.

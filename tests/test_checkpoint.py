@@ -134,7 +134,7 @@ def test_one_whose_directory_is_damaged_is_passed_over(checkpoint, place, mask):
     broken.write_bytes(content)
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
         read_checkpoint(broken)
-    with pytest.warns(RuntimeWarning, match=r"passed over: .*last\.ckpt is damaged"):
+    with pytest.warns(RuntimeWarning, match=r"skipped: .*last\.ckpt is damaged"):
         path, _ = newest_checkpoint(checkpoint.parent)
     assert path == checkpoint
 

@@ -521,7 +521,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "wrong.yaml"], 2, "hidden"),
         (["fit", "-c", "number.yaml"], 2, "number.yaml: model must be a mapping of options, got 3"),
         (["fit", "-c", "broken.yaml"], 2, "broken.yaml: line 1: expected ',' or ']'"),
-        (["fit", "-c", "twice.yaml"], 2, "twice.yaml: line 2: run_dir is there twice"),
+        (["fit", "-c", "twice.yaml"], 2, "twice.yaml: line 2: run_dir appears twice"),
         (["fit", "-c", "empty.yaml"], 2, "empty.yaml: a configuration must be a mapping"),
         (["fit", "--config=list.yaml"], 2, "list.yaml: a configuration must be a mapping of opt"),
         (["fit", "-c", "video.mp4"], 2, "video.mp4: no configuration, which would"),

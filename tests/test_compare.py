@@ -85,7 +85,7 @@ def test_one_run_is_trained_resumed_evaluated_and_reported(tmp_path, monkeypatch
     compare.main(arguments(tmp_path))
     printed = capsys.readouterr().out
     assert "Run 1 of 1: gru-gap6-seed1" in printed
-    assert "Going on from step 1" in printed
+    assert "Resuming from step 1" in printed
 
     result = json.loads((folder / "result.json").read_text())
     assert (result["variant"], result["gap"], result["seed"]) == ("gru", 6, 1)

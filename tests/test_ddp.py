@@ -194,7 +194,7 @@ def test_sigterm_to_one_process_saves_and_the_run_goes_on_to_the_same_end(start,
     output = finish(process, 128 + signal.SIGTERM)
     assert "Stopped and saved at step" in output
     await_end(process)
-    assert "Going on from step" in finish(
+    assert "Resuming from step" in finish(
         start("fit", "-c", "small.yaml", "--run_dir", "cut", "--resume")
     )
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
@@ -215,5 +215,5 @@ def test_torchrun_restarts_a_run_that_lost_a_process_and_it_goes_on_by_itself(st
     # Otherwise the restarted processes may look for each other where the dead ones were.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     output = finish(start(*words, launcher=launcher, DIE="1 7 kill", **fresh))
-    assert "Going on from step" in output
+    assert "Resuming from step" in output
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

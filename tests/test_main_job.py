@@ -177,7 +177,7 @@ def test_the_demo_goes_on_where_it_stopped_and_ends_in_pictures(tmp_path, monkey
     printed = capfd.readouterr().out
     assert "the last frame" in printed
     assert (tmp_path / "demo" / "checkpoints" / "best.ckpt").exists()
-    assert f"Going on from step {step}" in printed
+    assert f"Resuming from step {step}" in printed
     for name in re.findall(r"  (demo/\S+)", printed):
         assert (tmp_path / name).exists(), name
     assert len(list((tmp_path / "demo" / "forecasts").glob("*.gif"))) == 4

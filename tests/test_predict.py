@@ -399,7 +399,7 @@ def test_memory_that_runs_out_is_said_in_one_line_and_bugs_are_not_hidden(
         _, errors = predict(capsys, 1, "clip.npy", *CKPT)
         assert len(errors) == 1
         assert errors[0].startswith(
-            "convlstm predict: error: clip.npy: the memory does not suffice: give --resize"
+            "convlstm predict: error: clip.npy: not enough memory: give --resize"
         )
     else:
         with pytest.raises(RuntimeError, match="a bug"):

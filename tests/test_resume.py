@@ -47,8 +47,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, who
     last.write_bytes(parts[damage])
     assert attempt(folder, 0)
     printed = (folder / "output.txt").read_text()
-    assert "warning: passed over: run/checkpoints/last.ckpt" in printed
-    assert "Going on from step" in printed
+    assert "warning: skipped: run/checkpoints/last.ckpt" in printed
+    assert "Resuming from step" in printed
     assert same(final_state(folder), whole)
 
 

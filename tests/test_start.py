@@ -130,7 +130,7 @@ def test_the_recorded_configuration_repeats_resumes_and_tests_the_run(config, ca
     assert checkpoint("runs/small", "previous")["global_step"] == 2
     capsys.readouterr()
     assert main([*start, "--trainer.val_check_interval", "2", "--resume"]) == 0
-    assert "Going on from step 2" in capsys.readouterr().out
+    assert "Resuming from step 2" in capsys.readouterr().out
     assert same(checkpoint("runs/small")["state_dict"], whole["state_dict"])
     assert Path("runs/small/config.yaml").read_text() == recorded
 

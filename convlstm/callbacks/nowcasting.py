@@ -1,4 +1,4 @@
-"""The end of a test, for who forecasts events: their scores beside those of the last frame."""
+"""The end of a test, for forecasts of events: their scores beside those of the last frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from convlstm.nowcasting import NowcastingScores
 from convlstm.pixels import to_unit
 
 CAPTION = (
-    "Events are pixels at or above the threshold. FAR is the better the smaller, the others the "
-    "larger; FSS n is of windows of n by n pixels. nan: no event to score."
+    "Events are pixels at or above the threshold. Lower FAR is better; of the others, higher is. "
+    "FSS n is of windows of n by n pixels. nan: no event to score."
 )
 
 

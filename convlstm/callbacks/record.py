@@ -11,7 +11,16 @@ from pytorch_lightning.callbacks import Callback
 
 from convlstm.files import replacing, write_json
 
-PACKAGES = ("convlstm", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+PACKAGES = (
+    "convlstm",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "pytorch-optimizer",
+    "jsonargparse",
+    "numpy",
+)
 
 
 class RunRecord(Callback):

@@ -2,6 +2,8 @@
 
     h_t = tanh(W_x * x_t + W_h * h_{t-1} + b)
 
+Elman 1990, https://doi.org/10.1207/s15516709cog1402_1
+
 Letters: B batch, H hidden channels, h×w frame.
 """
 

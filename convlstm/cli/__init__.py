@@ -34,6 +34,8 @@ examples:
 options:
   -h, --help   show this help; `convlstm COMMAND --help` shows the options of a command
   --version    show the version
+
+CONVLSTM_TRACEBACK=1 in the environment shows where an error arose, instead of one line.
 """
 
 

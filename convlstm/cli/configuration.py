@@ -53,7 +53,7 @@ def find_mistake(path: Path) -> str | None:
         seen = set()
         for key, _ in mapping.value:
             if key.value in seen:
-                return f"line {key.start_mark.line + 1}: {key.value} is there twice"
+                return f"line {key.start_mark.line + 1}: {key.value} appears twice"
             seen.add(key.value)
     if not isinstance(content, dict):
         return f"a configuration must be a mapping of options, got {content or 'nothing'}"

@@ -9,7 +9,7 @@ def one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     text = str(error)
     if isinstance(error, MemoryError) and not text:
-        return "the memory does not suffice"
+        return "not enough memory"
     if text.startswith("Caught ") and " in DataLoader worker process " in text:
         text = re.split(r"\n\w*Error: ", text)[-1]  # what follows the traceback
     return " ".join(text.split()) or type(error).__name__

@@ -227,7 +227,7 @@ def _forecast(
 def _report(path: Path, error: Exception) -> int:
     """Prints what is wrong with a clip, in one line; returns 1, the number of such clips."""
     out_of_memory = is_out_of_memory(error)
-    text = f"the memory does not suffice: {ADVICE}" if out_of_memory else one_line(error)
+    text = f"not enough memory: {ADVICE}" if out_of_memory else one_line(error)
     if not text.startswith(f"{path}:"):
         text = f"{path}: {text}"
     print(f"convlstm predict: error: {text}", file=sys.stderr)

@@ -85,7 +85,7 @@ def settle_start(config: Any, run_dir: Path, words: Sequence[str]) -> Start:
         return Start(source=config.start_from, weights=weights, notice=notice)
     options = checkpoint["hyper_parameters"]
     VideoPredictor.rebuilt(checkpoint["state_dict"], options, path)
-    notice = f"Going on from step {checkpoint.get('global_step', 0)}: {path}"
+    notice = f"Resuming from step {checkpoint.get('global_step', 0)}: {path}"
     if config.resume:
         recorded = _recorded(run_dir)
         _keep_origin(config, recorded, run_dir)

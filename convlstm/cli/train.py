@@ -76,7 +76,7 @@ SILENCED = (
 
 FSS_WINDOWS = [5, 17]  # pixels
 OUT_OF_MEMORY = (
-    "the memory does not suffice: lower --data.batch_size (and raise "
+    "not enough memory: lower --data.batch_size (and raise "
     "--trainer.accumulate_grad_batches as much, which keeps the result), choose "
     "--trainer.precision bf16-mixed, or a smaller model (--model.hidden_sizes)"
 )
@@ -195,6 +195,16 @@ class VideoCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "seed_everything":
+                action.help = "Seed of the initial weights and of scheduled sampling."
+            elif action.dest == "ckpt_path":
+                action.help = (
+                    "Checkpoint to continue: a file, or best or last of the run's directory."
+                    if subcommand == "fit"
+                    else "Checkpoint: a file, or best or last of the run's directory. Default: "
+                    "best, or last where there is no best."
+                )
         text = "What to do if the loss or gradient is NaN or infinite: stop, or skip the step."
         parser.add_argument(  # the other verbs take it because a run's config.yaml has it
             "--nonfinite",
@@ -255,8 +265,8 @@ class VideoCLI(LightningCLI):
                 "--thresholds",
                 type=list[float],
                 default=[],
-                help="For nowcasting: values from which on a pixel is an event, such as rain; adds "
-                "CSI, POD, FAR, HSS and FSS of events. Above 0, at most 1, such as [0.3,0.5].",
+                help="For nowcasting: values at or above which a pixel is an event, such as rain. "
+                "Adds CSI, POD, FAR, HSS and FSS of events. Above 0, at most 1, such as [0.3,0.5].",
             )
             parser.add_argument(
                 "--fss_windows",

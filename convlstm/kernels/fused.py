@@ -2,7 +2,7 @@
 
 A program takes BLOCK values of one gate, in the order in which they lie in memory, from reading
 what goes into the gates to writing the new states. Sums and products are float32. tanh is
-2σ(2x) - 1, right to 1e-7 as absolute error.
+2σ(2x) - 1, right to 2e-7 as absolute error.
 
 Triton's interpreter runs them on CPU tensors, with `TRITON_INTERPRET=1` set before anything imports
 Triton.

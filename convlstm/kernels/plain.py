@@ -314,7 +314,7 @@ def exact(like: Tensor) -> torch.dtype:
 def tanh(x: Tensor, out: Tensor) -> Tensor:
     """The hyperbolic tangent; `out` may be x.
 
-    In float32 on a CPU it is 2σ(2x) - 1, right to 1e-7 as absolute error: there σ takes a fifth of
+    In float32 on a CPU it is 2σ(2x) - 1, right to 2e-7 as absolute error: there σ takes a fifth of
     the time of `torch.tanh`.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu":

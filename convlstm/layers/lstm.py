@@ -38,7 +38,8 @@ class ConvLSTM(ConvRecurrence):
         batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
         dropout: Probability, in [0, 1), of zeroing a value between two layers during training.
         recurrent_dropout: Probability, in [0, 1), of zeroing a channel of the hidden state in the
-            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
+            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence
+            (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287).
         bidirectional: Whether a second recurrence reads each sequence backwards.
         peephole: Whether gates read the cell state: "none", "channel" (one weight per channel, as
             the paper's parameter counts imply) or "full" (one weight per channel and pixel, which

@@ -32,7 +32,8 @@ class ConvRNN(HiddenStateLayer):
         batch_first: Whether x and output are (B, T, C, h, w) (the default) or (T, B, C, h, w).
         dropout: Probability, in [0, 1), of zeroing a value between two layers during training.
         recurrent_dropout: Probability, in [0, 1), of zeroing a channel of the hidden state in the
-            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence.
+            input of the hidden convolution during training; one mask (B, H, 1, 1) per sequence
+            (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287).
         bidirectional: Whether a second recurrence reads each sequence backwards.
         checkpoint_every: Length in steps of the segments of which the backward pass holds the
             gradients at a time; 0 for all steps. It saves little and nothing is recomputed, as the
