@@ -59,6 +59,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def real(path: Path) -> Path:
+    """The absolute path behind links; one that leads back to itself stays as it is."""
+    return Path(os.path.realpath(path))
+
+
 def check_folder(folder: Path) -> None:
     """Makes sure, before long work, that files can be written to a folder; it may be missing yet.
 

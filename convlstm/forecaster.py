@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convlstm.arguments import are_sizes
 from convlstm.attention import ContextAttention, Memory
 from convlstm.cells import Peephole
 from convlstm.merge import MergeDirections
@@ -133,8 +134,7 @@ class EncoderForecaster(nn.Module):
         checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
-        stages = len(hidden_sizes)
-        if stages < 1 or min(hidden_sizes) < 1:
+        if not are_sizes(hidden_sizes):
             raise ValueError(f"hidden_sizes must be one int >= 1 a stage, got {hidden_sizes!r}")
         if channels < 1:
             raise ValueError(f"channels must be >= 1, got {channels}")
@@ -161,7 +161,7 @@ class EncoderForecaster(nn.Module):
             raise ValueError(f"head_size must be >= 0, got {head_size}")
         if peephole == "full" and frame_size is None:
             raise ValueError("peephole 'full' has a weight for each pixel: give frame_size")
-        if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
+        if frame_size is not None and not are_sizes(frame_size, 2):
             raise ValueError(f"frame_size must be [height, width] in pixels, got {frame_size}")
         kernels = each(kernel_size, hidden_sizes, "kernel_size")
         hidden_kernels = each(
@@ -170,6 +170,7 @@ class EncoderForecaster(nn.Module):
             "hidden_kernel_size",
         )
         factors = each(downsample, hidden_sizes, "downsample")
+        stages = len(hidden_sizes)
 
         self.channels = channels
         self.patch_size = patch_size

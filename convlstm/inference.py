@@ -114,10 +114,11 @@ class Inference:
             The new state, equal to that of `begin` with all frames observed so far.
 
         Raises:
-            TypeError: The frames are neither an array nor a tensor.
+            TypeError: The frames are neither an array nor a tensor, or the state is none.
             ValueError: As `begin`; the frames have another size than before; or the encoder cannot
                 read on, as it needs the whole context at once.
         """
+        _require_state(state)
         pixels = _tensor(frames)
         axes, channels = (4 if state.batched else 3), self.network.channels
         if pixels.ndim not in (axes, axes + 1) or pixels.shape[-3] != channels:
@@ -141,7 +142,11 @@ class Inference:
 
         Returns:
             The frame, (C, H, W) or (B, C, H, W), float32 in [0, 1], and the state after it.
+
+        Raises:
+            TypeError: It is no state.
         """
+        _require_state(state)
         with self._evaluating():
             future, ahead = self.network.unroll(state.ahead, 1)
         clip = _give_back(future, state)
@@ -181,11 +186,20 @@ class Inference:
                         module.training = training
 
 
+def _require_state(state: Any) -> None:
+    if not isinstance(state, StreamState):
+        raise TypeError(
+            f"expected the state of a stream, which begin() returns, got a {type(state).__name__}"
+        )
+
+
 def _tensor(frames: Any) -> Tensor:
     if isinstance(frames, Tensor):
         return frames
     if not isinstance(frames, np.ndarray):
         raise TypeError(f"frames must be an array or a tensor, got {type(frames).__name__}")
+    if np.ma.is_masked(frames):
+        raise ValueError("some pixels are masked: give them values first, such as frames.filled(0)")
     try:  # a copy in this machine's byte order, which may be written to
         return torch.from_numpy(np.array(frames, frames.dtype.newbyteorder("="), order="C"))
     except TypeError as error:

@@ -35,7 +35,7 @@ FLOORS = [
         "patches",
         "attention",
     },
-    {"allocator", "bfloat16", "console", "convolution", "files", "pixels"},
+    {"allocator", "arguments", "bfloat16", "console", "convolution", "files", "pixels"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for d in ("convlstm", "datamodules") for p in (ROOT / d).rglob("*.py"))

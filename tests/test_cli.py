@@ -560,7 +560,7 @@ def test_tensorboard_shows_losses_gradients_lead_times_and_moving_forecasts(conf
         (["fit", "-c", "small.yaml", "--data.root", "null"], 1, "data.root must not be null"),
         (["fit", "-c", "small.yaml", "--trainer.devices", "-3"], 1, "devices"),
         (["fit", "-c", "small.yaml", "--data.test_file", "small.yaml"], 1, "small.yaml"),
-        (["export", "weights.safetensors", "out.safetensors"], 2, "an exported file already"),
+        (["export", "none.safetensors", "out.safetensors"], 1, "named 'none.safetensors' and no"),
         (["predict"], 2, "files"),
         (["demo", "--out", "small.yaml"], 1, "small.yaml"),
         (["demo", "extra"], 2, "extra"),

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,17 @@ def test_weights_that_nobody_could_load_are_not_written(tmp_path, capsys, value,
     assert f"is NaN or infinite in {dtype}: export another" in printed
     assert printed.count("\n") == 1
     assert not out.exists()
+
+
+def test_bundled_and_exported_weights_can_be_stored_in_another_type(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "moving-mnist", "half.safetensors", "--dtype", "float16"]) == 0
+    assert main(["export", "half.safetensors", "again.safetensors", "--dtype", "float16"]) == 0
+    half, again = (Path(f"{name}.safetensors").read_bytes() for name in ("half", "again"))
+    assert half == again
+    bundled = VideoPredictor.from_pretrained("moving-mnist").state_dict()
+    for name, value in VideoPredictor.from_pretrained("half.safetensors").state_dict().items():
+        assert torch.equal(value, bundled[name].half().float())
 
 
 @pytest.mark.parametrize(

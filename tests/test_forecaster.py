@@ -408,6 +408,9 @@ def test_full_peephole_is_built_for_each_stages_padded_map():
     [
         ({"hidden_sizes": []}, "hidden_sizes"),
         ({"hidden_sizes": [4, 0]}, "hidden_sizes"),
+        ({"hidden_sizes": 64}, "one int >= 1 a stage, got 64"),
+        ({"hidden_sizes": [8.0]}, r"one int >= 1 a stage, got \[8.0\]"),
+        ({"frame_size": 64}, "frame_size .*height, width.* 64"),
         ({"kernel_size": [3, 3, 3]}, r"hidden_sizes \[64, 64\], got \[3, 3, 3\]"),
         ({"downsample": 0}, "downsample"),
         ({"patch_size": 0}, "patch_size"),

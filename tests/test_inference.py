@@ -107,6 +107,22 @@ def test_clips_that_are_none_raise_naming_what_is_wrong(clip, named):
         build().forecast(clip, 2)
 
 
+def test_masked_pixels_have_no_values():
+    clip = np.ma.masked_greater(np.random.default_rng(0).random((4, 1, 8, 8)), 0.9)
+    with pytest.raises(ValueError, match=r"masked: .* frames\.filled\(0\)"):
+        build().forecast(clip, 2)
+    model, whole = build(), np.ma.array(clip.filled(0))
+    assert (model.forecast(whole, 2) == model.forecast(whole.data, 2)).all()
+
+
+@pytest.mark.parametrize("state", [None, torch.rand(4, 1, 8, 8)])
+def test_a_stream_begins_with_begin(state):
+    model = build()
+    for call in (lambda: model.observe(state, torch.rand(1, 8, 8)), lambda: model.step(state)):
+        with pytest.raises(TypeError, match=r"which begin\(\) returns, got a"):
+            call()
+
+
 def test_rounding_may_leave_the_range():
     clip = torch.rand(4, 1, 8, 8)
     clip[0, 0, 0, :2] = torch.tensor([-1e-6, 1 + 1e-6])

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -513,6 +514,37 @@ def test_full_peephole_refuses_frames_of_another_size():
     layer = ConvLSTM(2, 3, peephole="full", frame_size=(4, 4))
     with pytest.raises(ValueError, match=r"frames of \(4, 4\), got \(4, 5\)"):
         layer(torch.zeros(1, 1, 2, 4, 5))
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_arguments_of_another_kind_raise_naming_them(kind):
+    for arguments, named in (
+        ((2, [8, 8]), r"hidden_size must be an int >= 1, got \[8, 8\]"),
+        ((2.0, 8), r"input_size must be an int >= 0, got 2\.0"),
+        ((2, 8, 3, 2.0), r"num_layers must be an int >= 1, got 2\.0"),
+        ((2, 8, 3, 0), "num_layers must be an int >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            kind(*arguments)
+    assert kind(np.int64(2), np.int64(8)).weight_ih_l0.shape[1] == 2
+    with pytest.raises(ValueError, match=r"frame_size must be .*, got 16"):
+        ConvLSTM(2, 8, peephole="full", frame_size=16)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_sequence_that_is_no_tensor_raises_a_type_error(kind):
+    layer, x = kind(2, 3), torch.zeros(2, 3, 2, 4, 4)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [3, 2], batch_first=True)
+    for wrong, named in (
+        (packed, "PackedSequence: pad it .* as `lengths`"),
+        (x.numpy(), "expected a tensor, got a ndarray"),
+        (layer(x), "expected a tensor, got a tuple"),
+    ):
+        with pytest.raises(TypeError, match=named):
+            layer(wrong)
+    for shape in ((2, 0, 2, 4, 4), (2, 3, 2, 0, 4), (2, 3, 2, 4, 0), (3, 2, 0, 4)):
+        with pytest.raises(ValueError, match=r"with T, h and w >= 1, got shape"):
+            layer(torch.zeros(shape))
 
 
 def test_a_state_of_another_kind_raises():

@@ -110,10 +110,11 @@ def test_many_files_and_folders_are_forecast_after_bad_ones_with_a_line_for_each
     assert len(errors) == 6  # the last one is the progress bar
     assert "Forecasting" in errors[-1]
     assert len(lines) == 4
-    written = {f"{name}.{kind}" for name in ("good", "images", "a", "b") for kind in FORMATS}
-    assert set(names()) == written
+    written = {f"{name}.{kind}" for name in ("good", "images", "b") for kind in FORMATS}
+    assert set(names()) == {*written, "deep"}
+    assert set(names("forecasts/deep")) == {f"a.{kind}" for kind in FORMATS}
     close(forecast_of("good"), model.forecast(good[-2:], 10))
-    for name in ("a", "b"):
+    for name in ("deep/a", "b"):
         close(forecast_of(name), model.forecast(CLIP[-2:], 10))
 
 
@@ -255,6 +256,32 @@ def test_two_clips_of_one_name_are_refused(capsys):
         assert "both be written as forecasts/" in errors[0]
         assert "a/clip.gif" in errors[0]
         assert other in errors[0]
+
+
+def test_clips_in_subfolders_have_their_forecasts_in_subfolders(model, folder, capsys):
+    for name in ("one/clip.npy", "two/deep/clip.npy", "clip.npy"):
+        (folder / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "clips" / name, CLIP)
+    (folder / "clips/images.dir").mkdir()
+    iio.imwrite("clips/images.dir/0.png", CLIP[0, 0])
+    iio.imwrite("clips/images.dir/1.png", CLIP[1, 0])
+    words = [*CKPT, "--steps", "1", "--format", "gif"]
+    lines, errors = predict(capsys, 0, "clips", *words)
+    expected = ["clip.gif", "images.dir.gif", "one/clip.gif", "two/deep/clip.gif"]
+    assert sorted(lines) == [f"forecasts/{name}" for name in expected]
+    np.save("clip.npy", CLIP)  # alone, its own name is enough
+    assert predict(capsys, 0, "clips/one/clip.npy", *words)[0] == ["forecasts/clip.gif"]
+    _, errors = predict(capsys, 1, "clips", "clip.npy", *words)
+    assert "both be written as forecasts/clip.gif, clips/clip.npy and clip.npy" in errors[0]
+
+
+def test_a_link_to_itself_and_a_pipe_are_named_in_a_line(model, folder, capsys):
+    (folder / "loop.gif").symlink_to("loop.gif")
+    os.mkfifo(folder / "pipe.gif")
+    for name, named in (("loop.gif", "no such file"), ("pipe.gif", "no regular file")):
+        _, errors = predict(capsys, 1, name, *CKPT)
+        assert len(errors) == 1
+        assert f"{name}: {named}" in errors[0]
 
 
 def test_a_clip_is_never_overwritten_or_written_into(folder, capsys):

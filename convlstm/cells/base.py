@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from convlstm.arguments import require_int, require_tensor
 from convlstm.convolution import fan_in_uniform, kernel_shape, same_conv2d
 
 Kernel = int | tuple[int, int]
@@ -41,10 +42,8 @@ def recurrence_parameters(
     Raises:
         ValueError: A size is out of range.
     """
-    if input_size < 0:
-        raise ValueError(f"input_size must be >= 0, got {input_size}")
-    if hidden_size < 1:
-        raise ValueError(f"hidden_size must be >= 1, got {hidden_size}")
+    require_int(0, input_size=input_size)
+    require_int(1, hidden_size=hidden_size)
     kernel = kernel_shape(kernel_size, "kernel_size")
     hidden_kernel = kernel_shape(
         kernel if hidden_kernel_size is None else hidden_kernel_size, "hidden_kernel_size"
@@ -95,8 +94,7 @@ class ConvCell(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if input_size < 1:
-            raise ValueError(f"input_size must be >= 1, got {input_size}")
+        require_int(1, input_size=input_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self._new_parameters = new_parameters
@@ -118,8 +116,10 @@ class ConvCell(nn.Module):
         """W_x * x + b of a frame (B, input_size, h, w): (B, G·H, h, w).
 
         Raises:
+            TypeError: It is no tensor.
             ValueError: The frame has other channels.
         """
+        require_tensor(x)
         if x.ndim != 4 or x.shape[1] != self.input_size:
             raise ValueError(
                 f"expected a frame (B, {self.input_size}, h, w), got shape {tuple(x.shape)}"

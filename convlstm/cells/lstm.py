@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from convlstm.arguments import are_sizes
 from convlstm.cells.base import ConvCell, Device, Kernel, recurrence_parameters
 from convlstm.convolution import same_conv2d
 
@@ -68,7 +69,7 @@ def lstm_parameters(
         raise ValueError(f"peephole must be 'none', 'channel' or 'full', got {peephole!r}")
     if peephole == "full" and frame_size is None:
         raise ValueError("peephole 'full' has a weight for each pixel: give frame_size=(h, w)")
-    if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
+    if frame_size is not None and not are_sizes(frame_size, 2):
         raise ValueError(f"frame_size must be (h, w), both >= 1, got {frame_size!r}")
     parameters = recurrence_parameters(
         4, input_size, hidden_size, kernel_size, hidden_kernel_size=hidden_kernel_size, bias=bias

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from jsonargparse import ArgumentParser
 
-from convlstm.checkpoint import read_checkpoint
 from convlstm.cli.parser import OneLineErrors
 from convlstm.module import VideoPredictor
+from convlstm.pretrained import read_pretrained
 from convlstm.weights import write_weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -22,14 +22,17 @@ class ExportParser(OneLineErrors, ArgumentParser):
 
 
 def run(args: Sequence[str]) -> int:
-    """Reads the checkpoint and writes the file."""
+    """Reads the weights and writes the file."""
     parser = ExportParser(
         prog="convlstm export",
         description="Write the weights and options of a checkpoint, without its optimizer, to a "
         "single safetensors file, which VideoPredictor.from_pretrained and --pretrained read.",
     )
     parser.add_argument(
-        "checkpoint", type=str, help="Checkpoint, e.g. runs/moving_mnist/checkpoints/best.ckpt."
+        "checkpoint",
+        type=str,
+        help="Checkpoint, such as runs/moving_mnist/checkpoints/best.ckpt; or bundled weights "
+        "(moving-mnist) or an exported file, to store in another type.",
     )
     parser.add_argument("out", type=str, help="File to write, NAME.safetensors.")
     parser.add_argument(
@@ -42,10 +45,7 @@ def run(args: Sequence[str]) -> int:
     out = Path(options.out)
     if out.suffix != ".safetensors":
         parser.error(f"the file to write must end in .safetensors, got {out}")
-    if Path(options.checkpoint).suffix == ".safetensors":
-        parser.error(f"{options.checkpoint} is an exported file already, no checkpoint")
-    checkpoint = read_checkpoint(options.checkpoint)
-    weights, own = checkpoint["state_dict"], checkpoint["hyper_parameters"]
+    weights, own = read_pretrained(options.checkpoint)
     VideoPredictor.rebuilt(weights, own, options.checkpoint)  # or nobody could load the file
     write_weights(out, weights, own, DTYPES[options.dtype])
     print(f"{out}: {out.stat().st_size / 2**20:,.2f} MiB")

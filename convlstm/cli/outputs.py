@@ -1,7 +1,7 @@
 """The files that are written for each clip, and what they are called."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convlstm.callbacks.report import write_metrics
 from convlstm.cli.comparison import Comparison
-from convlstm.files import check_folder, replacing
+from convlstm.files import check_folder, real, replacing
 from convlstm.render import save_gif, save_mp4, save_strip
 
 Format = Literal["gif", "png", "npy", "mp4"]
@@ -33,13 +33,15 @@ class Outputs:
         self.formats = list(dict.fromkeys(formats))  # without repetitions
         self.suffixes = [*self.formats, *(["json"] if compare else [])]
 
-    def paths(self, clip: Path) -> list[Path]:
-        """The files of a clip: NAME.gif and so on."""
-        name = clip.resolve().name if clip.is_dir() else clip.stem
+    def paths(self, name: Path) -> list[Path]:
+        """The files of a name, which may be in a subfolder: NAME.gif and so on."""
         return [self.folder / f"{name}.{suffix}" for suffix in self.suffixes]
 
-    def check(self, clips: Sequence[Path]) -> None:
+    def check(self, clips: Mapping[Path, Path]) -> None:
         """Makes sure that no file is written twice, or over a clip or into one.
+
+        Args:
+            clips: What the files of each clip are called.
 
         Raises:
             OSError: The folder may not be written to.
@@ -52,35 +54,36 @@ class Outputs:
             check_folder(self.folder)
         except NotADirectoryError as error:
             raise ValueError(f"--out must be a folder: {error.filename} is a file") from error
-        given = {clip.resolve(): clip for clip in clips}
+        given = {real(clip): clip for clip in clips}
         owners: dict[str, Path] = {}
-        for clip in clips:
-            for path in self.paths(clip):
+        for clip, name in clips.items():
+            for path in self.paths(name):
                 # Some file systems take capitals for small letters.
-                other = owners.setdefault(path.name.casefold(), clip)
+                other = owners.setdefault(str(path).casefold(), clip)
                 if other is not clip:
                     raise ValueError(
                         f"two clips would both be written as {path}, {other} and {clip}: forecast "
                         "them one after the other with different --out"
                     )
-                if path.resolve() in given:
+                if real(path) in given:
                     raise ValueError(
-                        f"{given[path.resolve()]} would be overwritten by a forecast: choose "
+                        f"{given[real(path)]} would be overwritten by a forecast: choose "
                         "another --out"
                     )
-        if self.folder.is_dir() and self.folder.resolve() in given:
-            raise ValueError(
-                f"the forecasts would be written among the frames of {self.folder}: choose another "
-                "--out"
-            )
+            for folder in {path.parent for path in self.paths(name)}:
+                if folder.is_dir() and real(folder) in given:
+                    raise ValueError(
+                        f"the forecasts would be written among the frames of {folder}: choose "
+                        "another --out"
+                    )
 
     def write(
-        self, clip: Path, context: Tensor, forecast: Tensor, comparison: Comparison | None
+        self, name: Path, context: Tensor, forecast: Tensor, comparison: Comparison | None
     ) -> list[Path]:
         """Writes the files of a clip, each of them whole or not at all.
 
         Args:
-            clip: What is forecast.
+            name: What they are called.
             context: (T, C, H, W).
             forecast: The frames that follow, (steps, C, H, W), float32.
             comparison: With what really followed, if known.
@@ -93,7 +96,7 @@ class Outputs:
             ValueError: A file cannot be written as a package is not installed.
         """
         truth = None if comparison is None else comparison.truth
-        paths = self.paths(clip)
+        paths = self.paths(name)
         for path, suffix in zip(paths, self.suffixes, strict=True):
             if suffix in _DRAWN:
                 _DRAWN[suffix](path, context, forecast, truth)

@@ -18,6 +18,7 @@ from convlstm.cli.message import one_line
 from convlstm.cli.outputs import Format, Outputs
 from convlstm.cli.parser import OneLineErrors
 from convlstm.console import plain_console
+from convlstm.files import real
 from convlstm.module import VideoPredictor, load
 from datamodules import find_clips, open_clip
 
@@ -33,7 +34,7 @@ class PredictParser(OneLineErrors, ArgumentParser):
 def run(args: Sequence[str]) -> int:
     """Forecasts every clip; one that cannot be forecast does not stop the others."""
     options = _parse(args)
-    clips, failed = _find(options.files, Path(options.out).resolve())
+    clips, failed = _find(options.files, real(Path(options.out)))
     outputs = Outputs(Path(options.out), options.format, options.compare)
     outputs.check(clips)
     model = load(options.ckpt_path or options.pretrained)
@@ -45,9 +46,9 @@ def run(args: Sequence[str]) -> int:
             "gray (1) and RGB (3); for others use forecast() in Python"
         )
     size = _trained_size(model) if options.resize == "trained" else options.resize
-    for clip in _progress(clips):
+    for clip in _progress(list(clips)):
         try:
-            _forecast(clip, model, options, size, outputs)
+            _forecast(clip, clips[clip], model, options, size, outputs)
         except BrokenPipeError:  # whoever reads what is printed has gone
             raise
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
@@ -152,22 +153,32 @@ def _parse(args: Sequence[str]) -> Namespace:
     return options
 
 
-def _find(files: Iterable[str], out: Path) -> tuple[list[Path], int]:
-    """The clips, and how many folders cannot be searched or have none.
+def _find(files: Iterable[str], out: Path) -> tuple[dict[Path, Path], int]:
+    """The clips with the names of their forecasts, and how many folders have none.
 
-    Of a folder that has the forecasts in it, these are no clips.
+    What is in subfolders of a folder has its forecasts in subfolders, too. Of a folder that has
+    the forecasts in it, these are no clips.
     """
-    clips: dict[Path, None] = {}
+    clips: dict[Path, Path] = {}
     failed = 0
-    for file in files:
+    for file in map(Path, files):
         try:
-            asked = Path(file).resolve().is_relative_to(out)
+            asked = real(file).is_relative_to(out)
             for clip in find_clips([file]):
-                if asked or not clip.resolve().is_relative_to(out):
-                    clips[clip] = None
+                if asked or not real(clip).is_relative_to(out):
+                    clips.setdefault(clip, _name(clip, file))
         except OSError as error:
-            failed += _report(Path(file), error)
-    return list(clips), failed
+            failed += _report(file, error)
+    return clips, failed
+
+
+def _name(clip: Path, given: Path) -> Path:
+    """What the forecasts of a clip are called that is, or is in, what was given."""
+    if clip != given:
+        name = clip.relative_to(given)
+    else:
+        name = Path(real(clip).name if clip.is_dir() else clip.name)
+    return name if clip.is_dir() else name.with_suffix("")
 
 
 def _trained_size(model: VideoPredictor) -> Size:
@@ -187,9 +198,14 @@ def _progress(clips: list[Path]) -> Iterable[Path]:
 
 
 def _forecast(
-    path: Path, model: VideoPredictor, options: Namespace, size: Size | None, outputs: Outputs
+    path: Path,
+    name: Path,
+    model: VideoPredictor,
+    options: Namespace,
+    size: Size | None,
+    outputs: Outputs,
 ) -> None:
-    """Forecasts one clip, writes its files and prints their names."""
+    """Forecasts one clip, writes its files and prints what they are called."""
     clip = open_clip(path, axes=options.axes, array=options.array)
     length = options.context or model.hparams["context_length"]
     every = options.frame_step or model.hparams["frame_step"]
@@ -211,7 +227,7 @@ def _forecast(
     context, truth = known[:length], known[length:]
     forecast: Tensor = model.forecast(context, options.steps)
     comparison = compare(context, forecast, truth) if options.compare else None
-    written = outputs.write(path, context, forecast, comparison)
+    written = outputs.write(name, context, forecast, comparison)
     console = plain_console()
     console.print(" ".join(map(str, written)))
     if comparison is not None:

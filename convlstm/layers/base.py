@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from convlstm.arguments import require_int, require_tensor
 from convlstm.cells.base import Device, NewParameters, redraw
 from convlstm.sequence.common import autocasts
 
@@ -43,10 +45,8 @@ class ConvRecurrence(nn.Module, ABC):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be >= 1, got {num_layers}")
-        if checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every must be >= 0, got {checkpoint_every}")
+        require_int(1, num_layers=num_layers)
+        require_int(0, checkpoint_every=checkpoint_every)
         for name, value in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
@@ -175,12 +175,19 @@ class ConvRecurrence(nn.Module, ABC):
 
     def _check(self, x: Tensor, state: States | None) -> None:
         """Compares shapes, as they were given, with what the layer was built for."""
+        if isinstance(x, PackedSequence):
+            raise TypeError(
+                "expected a tensor, got a PackedSequence: pad it (torch.nn.utils.rnn."
+                "pad_packed_sequence), and give its lengths as `lengths`"
+            )
+        require_tensor(x)
         axes = "B, T" if self.batch_first else "T, B"
         time = 1 if x.ndim == 5 and self.batch_first else 0
-        if x.ndim not in (4, 5) or x.shape[-3] != self.input_size or x.shape[time] < 1:
+        empty = x.ndim in (4, 5) and 0 in (x.shape[time], *x.shape[-2:])
+        if empty or x.ndim not in (4, 5) or x.shape[-3] != self.input_size:
             raise ValueError(
                 f"expected a sequence ({axes}, {self.input_size}, h, w) or (T, {self.input_size}, "
-                f"h, w) with T >= 1, got shape {tuple(x.shape)}"
+                f"h, w) with T, h and w >= 1, got shape {tuple(x.shape)}"
             )
         if state is None:
             return

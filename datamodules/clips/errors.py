@@ -17,12 +17,14 @@ def require_file(path: Path) -> None:
         FileNotFoundError: There is no such file.
         IsADirectoryError: It is a directory.
         PermissionError: It may not be read.
-        ValueError: It is empty.
+        ValueError: It is empty, or no regular file, such as a pipe.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory: give a file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file: check the path")
+    if not path.is_file():
+        raise ValueError(f"{path}: no regular file, such as a pipe: copy what it gives into one")
     with permitted(path), path.open("rb") as file:
         if not file.read(1):
             raise ValueError(f"{path}: the file is empty: write it anew")
