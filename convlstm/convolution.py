@@ -1,15 +1,18 @@
 """The convolution that every recurrence uses: stride 1, output as large as the input.
 
 Of maps of one pixel, such as the flattened frames of an FC-LSTM, a 1×1 kernel is a product of
-matrices, which takes a fraction of a convolution's time.
+matrices, which takes a fraction of a convolution's time. On processors that do not compute in
+bfloat16 or float16, results are computed in float32 and rounded: PyTorch takes many times as long
+in software, and rounds the sum of a kernel's gradient at every map.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Convolution = Callable[[Tensor], Tensor]
 
@@ -34,6 +37,9 @@ def same_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         Maps (B, out, H, W).
     """
+    if _is_in_software(weight.device, weight.dtype):
+        exact = None if bias is None else bias.float()
+        return same_conv2d(x.float(), weight.float(), exact).to(weight.dtype)
     height, width = weight.shape[-2:]
     if _is_product(x, weight):
         return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
@@ -53,6 +59,9 @@ def same_conv2d_grad_x(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, C, H, W).
     """
+    if _is_in_software(weight.device, weight.dtype):
+        like = torch.empty_like(x, dtype=torch.float32)
+        return same_conv2d_grad_x(grad.float(), like, weight.float()).to(weight.dtype)
     height, width = weight.shape[-2:]
     if _is_product(x, weight):
         return (grad.flatten(1) @ weight.flatten(1))[:, :, None, None]
@@ -68,6 +77,8 @@ def same_conv2d_grad_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
     Takes the arguments of `same_conv2d_grad_x` and returns (out, C, kh, kw).
     """
+    if _is_in_software(weight.device, weight.dtype):
+        return same_conv2d_grad_weight(grad.float(), x.float(), weight.float()).to(weight.dtype)
     if _is_product(x, weight):
         return (grad.flatten(1).T @ x.flatten(1)).view(weight.shape)
     if not _is_slow_with_channels_last(x, weight):
@@ -101,6 +112,20 @@ def repeated_conv2d_grad_x(weight: Tensor, x: Tensor, times: int) -> Convolution
     return _laid_out(turned, x.shape[0], *x.shape[2:])
 
 
+def convolved(module: nn.Module, maps: Tensor) -> Tensor:
+    """A module of convolutions applied to maps (N, C, h, w).
+
+    Where autocast would choose a type that the processor does not compute in, the module computes
+    in float32, and its result is rounded to that type.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    if dtype is None or maps.dtype == torch.float64 or not _is_in_software(maps.device, dtype):
+        result: Tensor = module(maps)
+        return result
+    with torch.autocast("cpu", enabled=False):
+        return module(maps.float()).to(dtype)
+
+
 def kernel_shape(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
     """Returns a kernel's (height, width) from an int or a pair.
 
@@ -117,6 +142,28 @@ def fan_in_uniform(shape: tuple[int, ...]) -> Tensor:
     """A convolution weight drawn uniformly from ±1/√fan_in, as PyTorch's own layers start."""
     bound = (shape[1] * shape[2] * shape[3]) ** -0.5
     return torch.empty(shape).uniform_(-bound, bound)
+
+
+def _is_in_software(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions in a type are computed without instructions of the processor for it."""
+    return bool(
+        device.type == "cpu"
+        and dtype in (torch.bfloat16, torch.float16)
+        and not torch.compiler.is_compiling()
+        and not _has_instructions(dtype)
+    )
+
+
+@functools.cache
+def _has_instructions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in bfloat16, or float16, on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    onednn = torch.ops.mkldnn
+    bfloat16 = dtype == torch.bfloat16
+    return bool(
+        onednn._is_mkldnn_bf16_supported() if bfloat16 else onednn._is_mkldnn_fp16_supported()
+    )
 
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm.cells import Peephole
+from convlstm.convolution import convolved
 from convlstm.layers import ConvGRU, ConvLSTM, ConvRNN
 
 Cell = Literal["lstm", "gru", "rnn"]
@@ -102,7 +103,7 @@ def over_time(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a module of single maps to (T, B, C, h, w)."""
     if isinstance(module, nn.Identity):
         return x
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return convolved(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def resize(maps: Tensor, size: torch.Size) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from convlstm import convolution
 from convlstm.convolution import (
     FEW,
+    convolved,
     repeated_conv2d,
     repeated_conv2d_grad_x,
     same_conv2d,
@@ -125,3 +126,41 @@ def test_kernels_are_laid_out_once_for_many_calls_in_bfloat16(monkeypatch):
         convolve(x)
         convolve(x)
         assert len(laid_out) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)])
+def test_sums_over_many_maps_are_not_rounded_at_each_of_them(dtype, kernel):
+    """Against float64, of the same rounded values."""
+    x, grad = torch.rand(2000, 2, 8, 8).to(dtype), torch.rand(2000, 3, 8, 8).to(dtype)
+    weight = torch.randn(3, 2, *kernel).to(dtype)
+    exact = [tensor.double() for tensor in (grad, x, weight)]
+    for function, order in (
+        (same_conv2d_grad_weight, (0, 1, 2)),
+        (same_conv2d_grad_x, (0, 1, 2)),
+        (same_conv2d, (1, 2)),
+    ):
+        result = function(*([grad, x, weight][i] for i in order))
+        expected = function(*(exact[i] for i in order))
+        assert result.dtype == dtype
+        bound = torch.finfo(dtype).eps * expected.abs().max().item()
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_instructions_for_a_type_modules_convolve_in_float32_under_autocast(
+    dtype, monkeypatch
+):
+    module, maps = torch.nn.Conv2d(2, 3, 3), torch.rand(4, 2, 5, 6)
+    seen = []
+    module.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    exact = module(maps)
+    monkeypatch.setattr(convolution, "_has_instructions", lambda dtype: False)
+    with torch.autocast("cpu", dtype):
+        result = convolved(module, maps)
+    assert torch.equal(result, exact.to(dtype))
+    monkeypatch.setattr(convolution, "_has_instructions", lambda dtype: True)
+    with torch.autocast("cpu", dtype):
+        assert convolved(module, maps.to(dtype)).dtype == dtype
+    assert convolved(module, maps).dtype == torch.float32
+    assert seen == [torch.float32, torch.float32, dtype, torch.float32]

@@ -28,8 +28,8 @@ class Processor(Callback):
         keep_freed_memory()
         if trainer.precision in ("bf16-mixed", "bf16-true") and not has_bfloat16():
             warnings.warn(
-                f"this processor has no bfloat16 instructions (AVX512_BF16 or AMX): precision "
-                f"{trainer.precision} may be slower than --trainer.precision 32-true",
+                "this processor has no bfloat16 instructions (AVX512_BF16 or AMX): precision "
+                f"{trainer.precision} is no faster than --trainer.precision 32-true, but coarser",
                 RuntimeWarning,
                 stacklevel=2,
             )
