@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convlstm.arguments import are_sizes
 from convlstm.attention import ContextAttention, Memory
 from convlstm.cells import Peephole
+from convlstm.convolution import convolved
 from convlstm.merge import MergeDirections
 from convlstm.patches import from_patches, to_patches
 from convlstm.stages import (
@@ -427,12 +428,19 @@ class EncoderForecaster(nn.Module):
         height, width = size
         return from_patches(patches.transpose(0, 1), self.patch_size)[..., :height, :width]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the weights; replicas of `nn.DataParallel` have no parameters to ask."""
+        bias = self.forecaster[0].bias_l0
+        assert isinstance(bias, Tensor)
+        return bias.dtype
+
     def _run_free(self, carry: Carry, steps: int) -> tuple[Tensor, list[State]]:
         """The unconditional forecaster: all steps of a stage before the next stage begins."""
         states = list(carry.states)
         top = states[-1]
         h = top if isinstance(top, Tensor) else top[0]  # (1, B, H, h, w)
-        x = next(self.parameters()).new_empty(steps, h.shape[1], 0, *h.shape[3:])
+        x = h.new_empty(steps, h.shape[1], 0, *h.shape[3:], dtype=self._dtype)
         hidden: list[Tensor] = []
         for stage in reversed(range(len(states))):
             x, states[stage] = self.forecaster[stage](x, states[stage])
@@ -446,7 +454,7 @@ class EncoderForecaster(nn.Module):
         self, carry: Carry, steps: int, truth: Tensor | None, teacher_forcing: float
     ) -> tuple[Tensor, list[State]]:
         """The autoregressive forecaster; truth is (steps, B, p·p·C, h, w)."""
-        states, x = list(carry.states), carry.last.to(next(self.parameters()).dtype)
+        states, x = list(carry.states), carry.last.to(self._dtype)
         size = x.shape[3:]
         raw: list[Tensor] = []
         for step in range(steps):
@@ -479,7 +487,8 @@ class EncoderForecaster(nn.Module):
         if self.readout == "last":
             hidden = [hidden[-1 if self.autoregressive else 0]]
         maps = [resize(h.flatten(0, 1), size) for h in hidden]
-        patches = self.head(self.neck(torch.cat(maps, dim=1))).unflatten(0, hidden[0].shape[:2])
+        features = convolved(self.neck, torch.cat(maps, dim=1))
+        patches = convolved(self.head, features).unflatten(0, hidden[0].shape[:2])
         return patches if anchor is None else anchor + patches
 
     def _activate(self, raw: Tensor) -> Tensor:

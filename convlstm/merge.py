@@ -29,8 +29,10 @@ class MergeDirections(nn.Module):
 
     def _merge(self, part: int, both: Tensor) -> Tensor:
         merge = self.parts[part]
-        maps = torch.cat([both[0], both[1]], dim=1).to(next(merge.parameters()).dtype)
-        return merge(maps)[None].to(both.dtype)  # cell states are float32 even in bfloat16
+        assert isinstance(merge, nn.Conv2d)
+        maps = torch.cat([both[0], both[1]], dim=1).to(merge.weight.dtype)
+        merged: Tensor = merge(maps)[None]
+        return merged.to(both.dtype)  # cell states are float32 even in bfloat16
 
 
 def _mean_of_two(channels: int) -> nn.Conv2d:

@@ -246,7 +246,8 @@ class VideoPredictor(Inference, pl.LightningModule):
                 network that the options describe.
         """
         try:
-            model = cls(**options)
+            with torch.device("cpu"):
+                model = cls(**options)
             model.load_state_dict(weights)
         except (TypeError, RuntimeError) as error:
             text = " ".join(str(error).split())

@@ -435,6 +435,21 @@ def test_bad_arguments_name_value_and_expectation(arguments, named):
         EncoderForecaster(**arguments)
 
 
+@pytest.mark.parametrize("options", [{}, {"forecaster": "autoregressive"}, {"bidirectional": True}])
+def test_a_replica_which_has_no_parameters_of_its_own_forecasts_the_same(options):
+    """As `nn.DataParallel` makes them: modules whose weights are attributes."""
+    network = EncoderForecaster(hidden_sizes=[4, 4], **options)
+    frames = torch.rand(2, 3, 1, 8, 8)
+    expected = network(frames, 2)
+    for module in network.modules():
+        weights = dict(module._parameters)
+        module._parameters.clear()
+        for name, value in weights.items():
+            setattr(module, name, value if value is None else value.detach())
+    assert not list(network.parameters())
+    assert torch.equal(network(frames, 2), expected)
+
+
 @pytest.mark.parametrize(
     ("shape", "steps"), [((2, 3, 3, 8, 8), 1), ((3, 1, 8, 8), 1), ((1, 3, 1, 8, 8), 0)]
 )

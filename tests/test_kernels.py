@@ -9,12 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN
 from convlstm.cli import main
@@ -112,6 +115,38 @@ def test_what_a_checkpoint_computes_again_may_have_another_backend(fast, kind, s
             results.append(torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()]))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("fast", [*FAST, "plain"], indirect=True)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_checkpoint_that_keeps_what_gates_overwrite_is_refused(fast, kind):
+    """PyTorch sees it by the version of the memory, which kernels have to count up."""
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default])
+    layer, x = LAYERS[kind](2, 8).to(DEVICE), torch.randn(2, 4, 2, 6, 6, device=DEVICE)
+    with use_backend(fast):
+        output, _ = checkpoint(layer, x, use_reentrant=False, context_fn=keep)
+        with pytest.raises(RuntimeError, match="has been mutated"):
+            output.sum().backward()
+
+
+@pytest.mark.skipif(not TRITON, reason="needs Triton")
+def test_where_triton_cannot_start_kernels_gates_are_plain_pytorch_with_a_warning(monkeypatch):
+    class Gates:
+        is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find\n C compiler")
+
+    monkeypatch.setattr("triton.runtime.driver", Driver())
+    backend._driver_failure.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"\(Failed to find C compiler\), so that gates are"):
+        assert choose(Gates()) is plain
+    assert choose(Gates()) is plain  # and says so once
+    with use_backend("triton"), pytest.raises(RuntimeError, match="but Triton can't start"):
+        choose(Gates())
+    backend._driver_failure.cache_clear()
 
 
 # NumPy's, in Triton's interpreter: infinity is right
@@ -541,3 +576,50 @@ def test_without_a_home_folder_nothing_is_loaded_or_built(monkeypatch):
     monkeypatch.setenv("CXX", sys.executable)  # any program that is there
     with pytest.raises(OSError, match="no home folder"):
         build()
+
+
+@pytest.mark.parametrize("kind", LAYERS.values())
+@torch.no_grad()
+def test_a_thread_works_on_memory_of_its_own(kind, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: Path("none"))
+    layer, x, other = kind(2, 3), torch.randn(1, 3, 2, 4, 4), torch.randn(1, 3, 2, 4, 4)
+    expected, _ = layer(x)
+    original, threads = plain._sum, []
+
+    def interrupted(*args, **options):
+        original(*args, **options)
+        if not threads:  # in the middle of a step, another thread runs the layer
+            threads.append(threading.Thread(target=layer, args=(other,)))
+            threads[0].start()
+            threads[0].join()
+
+    monkeypatch.setattr(plain, "_sum", interrupted)
+    assert torch.equal(layer(x)[0], expected)
+    assert threads
+
+
+@pytest.mark.parametrize("fast", FAST, indirect=True)
+@pytest.mark.parametrize("peephole", ["channel", "full"])
+def test_kernels_take_peepholes_of_a_layer_in_bfloat16(fast, peephole):
+    layer = ConvLSTM(2, 19, peephole=peephole, frame_size=(3, 5)).to(DEVICE, torch.bfloat16)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 3, 2, 3, 5, device=DEVICE, dtype=torch.bfloat16)
+    with use_backend("plain"):
+        expected = run(layer, x.requires_grad_(), None, torch.float32)
+    with use_backend(fast):
+        values = run(layer, x, None, torch.float32)
+    for a, b in zip(values, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-4 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("kind", LAYERS.values())
+def test_fake_tensors_are_traced_and_leave_no_memory_behind(kind, monkeypatch):
+    monkeypatch.setattr(plain, "_memory", plain._Memory())
+    layer, mode = kind(2, 3), FakeTensorMode()
+    fake = {name: mode.from_tensor(value) for name, value in layer.named_parameters()}
+    with mode:
+        clip = torch.zeros(2, 3, 2, 4, 4)
+        output, _ = torch.func.functional_call(layer, fake, (clip,))
+    assert output.shape == (2, 3, 3, 4, 4)
+    assert layer(torch.zeros(2, 3, 2, 4, 4))[0].isfinite().all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import prune
 
 from convlstm import ConvGRU, ConvGRUCell, ConvLSTM, ConvLSTMCell, ConvRNN, ConvRNNCell
@@ -340,6 +341,43 @@ def test_device_and_dtype_are_given_as_to_any_layer_of_pytorch(kind):
     empty = torch.nn.utils.skip_init(kind, 3, 4, 5)
     assert empty.state_dict().keys() == module.state_dict().keys()
     assert {(p.device.type, p.dtype) for p in empty.parameters()} == {("cpu", torch.float32)}
+
+
+@pytest.mark.parametrize("kind", LAYERS_AND_CELLS)
+def test_parameters_are_made_where_they_are_wanted_whatever_the_default(kind):
+    torch.set_default_device("meta")
+    try:
+        module = kind(3, 4, device="cpu")
+        module.reset_parameters()
+    finally:
+        torch.set_default_device(None)
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+    with FakeTensorMode():
+        assert isinstance(next(kind(3, 4).parameters()), FakeTensor)
+
+
+@pytest.mark.parametrize("kind", LAYERS_AND_CELLS)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32])
+def test_parameters_are_floats(kind, dtype):
+    with pytest.raises(ValueError, match=f"dtype must be a floating-point type, got {dtype}"):
+        kind(3, 4, dtype=dtype)
+
+
+def test_printing_a_layer_leaves_it_as_it_is():
+    layer = torch.nn.utils.parametrizations.spectral_norm(ConvLSTM(3, 4, (3, 5)), "weight_ih_l0")
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    assert "3, 4, kernel_size=(3, 5)" in repr(layer)
+    assert "3, 4, kernel_size=(5, 5)" in repr(ConvLSTMCell(3, 4, 5))
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_lengths_in_a_list_do_not_go_to_the_default_device():
+    layer, x = ConvLSTM(2, 3), torch.rand(2, 4, 2, 5, 5)
+    expected, _ = layer(x, lengths=torch.tensor([4, 2]))
+    with torch.device("meta"):
+        output, _ = layer(x, lengths=[4, 2])
+    assert torch.equal(output, expected)
 
 
 def test_pruned_weights_drawn_anew_stay_pruned():
@@ -703,3 +741,17 @@ def test_only_a_backward_pass_computes_segments_again(kind, every, monkeypatch):
     output.sum().backward()
     again = 5 if every and kind is not ConvRNN else 0  # whose outputs are all that it needs
     assert len(steps) == 10 + again
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_segments_gradients_are_added_up_in_float32(kind):
+    layer = kind(1, 2, checkpoint_every=1).bfloat16()
+    x = torch.rand(1, 300, 1, 4, 4).bfloat16()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        output, _ = layer.to(dtype)(x.to(dtype))
+        gradients = torch.autograd.grad(output.float().sum(), list(layer.parameters()))
+        results.append([gradient.float() for gradient in gradients])
+    for a, b in zip(*results, strict=True):
+        # each of 300 parts is rounded to 8 bits, their sum is not
+        assert (a - b).abs().max() <= 2**-5 * a.abs().max()

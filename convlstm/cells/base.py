@@ -1,7 +1,8 @@
 """What the cells share: the parameters of a recurrence, and the input convolution."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -57,6 +58,19 @@ def recurrence_parameters(
     return {name: nn.Parameter(value) for name, value in parameters.items()}
 
 
+@contextmanager
+def drawing_on(device: Device, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Parameters are made on a device, or PyTorch's default if None.
+
+    Raises:
+        ValueError: They are to have a type that is not floating-point.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+    with nullcontext() if device is None else torch.device(device):
+        yield
+
+
 @torch.no_grad()
 def redraw(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
     """Gives parameters of a module, by name, new values; also those parametrized or pruned."""
@@ -98,19 +112,22 @@ class ConvCell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
         self._new_parameters = new_parameters
-        parameters = new_parameters(input_size)
+        with drawing_on(device, dtype):
+            parameters = new_parameters(input_size)
         for name in names:
             self.register_parameter(name, parameters.get(name))
-        self.to(device=device, dtype=dtype)
+        self._kernel = tuple(parameters["weight_ih"].shape[2:])
+        if dtype is not None:
+            self.to(dtype)
 
     def reset_parameters(self) -> None:
         """Draws all weights anew, as when the cell was built."""
-        redraw(self, self._new_parameters(self.input_size))
+        with drawing_on(next(self.parameters()).device):
+            redraw(self, self._new_parameters(self.input_size))
 
     def extra_repr(self) -> str:
         """What `print(cell)` shows between the brackets."""
-        kernel = tuple(self.weight_ih.shape[2:])
-        return f"{self.input_size}, {self.hidden_size}, kernel_size={kernel}"
+        return f"{self.input_size}, {self.hidden_size}, kernel_size={self._kernel}"
 
     def input_gates(self, x: Tensor) -> Tensor:
         """W_x * x + b of a frame (B, input_size, h, w): (B, G·H, h, w).

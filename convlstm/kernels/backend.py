@@ -126,6 +126,25 @@ def _triton_cannot(gates: Tensor) -> str | None:
         return f"it has no kernels for {gates.dtype}"
     if not gates.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it runs on CUDA, not on {gates.device.type}"
+    return _driver_failure() if gates.is_cuda else None
+
+
+@functools.cache
+def _driver_failure() -> str | None:
+    """Why Triton can't start kernels on this machine; None if it can."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()  # compiles the driver at its first use
+    except Exception as error:
+        reason = f"Triton can't start kernels ({' '.join(str(error).split())})"
+        warnings.warn(
+            f"{reason}, so that gates are computed in plain PyTorch, which is slower: Triton needs "
+            f"a C compiler and Python's headers ({VARIABLE}=plain leaves this out)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return reason
     return None
 
 

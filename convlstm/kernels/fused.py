@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 BLOCK = 1024
 ADDS_BIAS = True  # that of the gates; to a convolution on CUDA it costs a pass over memory more
@@ -103,9 +104,11 @@ def _read(rows: Tensor | None) -> Tensor | None:
 
 
 def _write(rows: Tensor | None) -> Tensor | None:
-    """What is written is written where it is."""
-    if rows is not None and not rows.is_contiguous():
-        raise RuntimeError("rows that are written must be contiguous")
+    """What is written is written where it is; PyTorch refuses what it has kept of it before."""
+    if rows is not None:
+        if not rows.is_contiguous():
+            raise RuntimeError("rows that are written must be contiguous")
+        increment_version(rows)
     return rows
 
 

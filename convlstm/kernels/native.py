@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -54,6 +55,7 @@ def lstm_forward(
     """One step of the ConvLSTM; see `plain.lstm_forward`."""
     read = _read(from_x), _read(from_h), _read(c), _read(peephole)
     torch.ops.convlstm.lstm_forward(*read, gates, new, h)
+    _written(gates, new, h)
 
 
 def lstm_backward(
@@ -72,6 +74,7 @@ def lstm_backward(
     """
     read = _read(c), _read(new), _read(peephole), _read(d_output), _read(d_through)
     torch.ops.convlstm.lstm_backward(gates, *read, d_c, d_bias)
+    _written(gates, d_c)
 
 
 def gru_forward(
@@ -86,6 +89,7 @@ def gru_forward(
     """One step of the ConvGRU; see `plain.gru_forward`."""
     read = _read(from_x), _read(from_h), _read(bias), _read(h)
     torch.ops.convlstm.gru_forward(*read, gates, candidate, new)
+    _written(gates, candidate, new)
 
 
 def gru_backward(
@@ -104,11 +108,13 @@ def gru_backward(
     """
     read = _read(candidate), _read(h), _read(d_output), _read(d_through)
     torch.ops.convlstm.gru_backward(gates, *read, d_h, d_hidden, d_bias)
+    _written(gates, d_h, d_hidden)
 
 
 def rnn_forward(from_x: Tensor, from_h: Tensor | None, h: Tensor) -> None:
     """One step of the ConvRNN; see `plain.rnn_forward`."""
     torch.ops.convlstm.rnn_forward(_read(from_x), _read(from_h), h)
+    _written(h)
 
 
 def rnn_backward(
@@ -124,8 +130,14 @@ def rnn_backward(
     """
     read = _read(h), _read(d_output), _read(d_through)
     torch.ops.convlstm.rnn_backward(*read, d_gates, d_bias)
+    _written(d_gates)
 
 
 def _read(rows: Tensor | None) -> Tensor | None:
     """What is only read may come with any strides."""
     return None if rows is None else rows.contiguous()
+
+
+def _written(*rows: Tensor | None) -> None:
+    """Tells PyTorch, which refuses to go on with what it has kept of them before."""
+    increment_version([part for part in rows if part is not None])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from convlstm.arguments import require_int, require_tensor
-from convlstm.cells.base import Device, NewParameters, redraw
+from convlstm.cells.base import Device, NewParameters, drawing_on, redraw
 from convlstm.sequence.common import autocasts
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
@@ -60,9 +60,13 @@ class ConvRecurrence(nn.Module, ABC):
         self.checkpoint_every = checkpoint_every
         self.num_directions = 2 if bidirectional else 1
         self._new_parameters = new_parameters
-        for name, parameter in self._all_new_parameters().items():
+        with drawing_on(device, dtype):
+            parameters = self._all_new_parameters()
+        for name, parameter in parameters.items():
             self.register_parameter(name, parameter)
-        self.to(device=device, dtype=dtype)
+        self._kernel = tuple(next(iter(parameters.values())).shape[2:])  # of the first convolution
+        if dtype is not None:
+            self.to(dtype)
 
     @abstractmethod
     def _sequence(
@@ -82,13 +86,12 @@ class ConvRecurrence(nn.Module, ABC):
 
     def reset_parameters(self) -> None:
         """Draws all weights anew, as when the layer was built."""
-        redraw(self, self._all_new_parameters())
+        with drawing_on(next(self.parameters()).device):
+            redraw(self, self._all_new_parameters())
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows between the brackets."""
-        weight = getattr(self, "weight_ih_l0" if self.input_size else "weight_hh_l0")
-        kernel = tuple(weight.shape[2:])
-        told = [f"{self.input_size}, {self.hidden_size}", f"kernel_size={kernel}"]
+        told = [f"{self.input_size}, {self.hidden_size}", f"kernel_size={self._kernel}"]
         for name, default in (
             ("num_layers", 1),
             ("batch_first", True),
@@ -229,7 +232,7 @@ def _check_lengths(lengths: Lengths, x: Tensor) -> Tensor:
     """Lengths as an int64 tensor (B,) on the device of x (T, B, …)."""
     try:
         # Checked where they are: a GPU would have to be waited for.
-        values = torch.as_tensor(lengths)
+        values = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         values = None
     whole = values is not None and not values.is_floating_point() and values.dtype != torch.bool
