@@ -134,7 +134,12 @@ class VideoDataModule(pl.LightningDataModule):
             return {}
         step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         epoch = len(self.train_set)  # type: ignore[arg-type]  # map-style datasets have a length
-        return {"samples_per_step": step, "samples_per_epoch": epoch, "seed": self.seed}
+        return {
+            "samples_per_step": step,
+            "samples_per_epoch": epoch,
+            "seed": self.seed,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Checks that a resumed training goes on at the very next sample.
@@ -147,6 +152,7 @@ class VideoDataModule(pl.LightningDataModule):
             ("samples_per_step", "keep batch_size x devices x accumulate_grad_batches"),
             ("samples_per_epoch", "keep the training data"),
             ("seed", "keep the data's seed"),
+            ("accumulate_grad_batches", "keep trainer.accumulate_grad_batches"),
         ):
             if name in now and state_dict.get(name, now[name]) != now[name]:
                 raise ValueError(

@@ -46,7 +46,11 @@ from convlstm.cli import main
 from convlstm.module import VideoPredictor
 
 rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+if os.environ.get("APART"):
+    os.makedirs(f"node{rank}", exist_ok=True)
+    os.chdir(f"node{rank}")
 step = VideoPredictor.training_step
+test = VideoPredictor.test_step
 
 def training_step(self, batch, batch_idx):
     with open(f"seen{rank}.txt", "a") as file:
@@ -56,12 +60,23 @@ def training_step(self, batch, batch_idx):
         Path("died").touch()
         if die[2] == "raise":
             raise RuntimeError("something broke here")
+        if die[2] == "refuse":
+            raise ValueError("a clip is damaged")
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("SLOW"):
         time.sleep(0.2)
     return step(self, batch, batch_idx)
 
+def test_step(self, batch, batch_idx):
+    Path(f"tested{rank}").touch()
+    if os.environ.get("FULL") == str(rank):
+        raise OSError("no space left")
+    if os.environ.get("SLOW"):
+        time.sleep(20)
+    return test(self, batch, batch_idx)
+
 VideoPredictor.training_step = training_step
+VideoPredictor.test_step = test_step
 if __name__ == "__main__":
     sys.exit(main())
 """
@@ -180,6 +195,51 @@ def test_a_process_that_dies_takes_the_others_down(start, die):
     assert process.returncode != 0
     if "raise" in die:
         assert "something broke here" in output
+
+
+@pytest.mark.parametrize(("rank", "strategy"), [(0, "ddp"), (1, "ddp"), (0, "ddp_spawn")])
+def test_what_one_process_refuses_is_said_in_a_line_and_no_traceback(start, rank, strategy):
+    words = ["fit", "-c", "small.yaml", "--trainer.strategy", strategy]
+    process = start(*words, DIE=f"{rank} 3 refuse")
+    output, _ = process.communicate(timeout=90)
+    await_end(process)
+    assert process.returncode == 1 or (rank and process.returncode == -signal.SIGKILL)
+    assert "a clip is damaged\n" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_test_whose_process_fails_or_gets_sigterm_ends_on_all(start, tmp_path, rank):
+    finish(start("fit", "-c", "small.yaml", "--trainer.max_steps", "5"))
+    words = ["test", "-c", "small.yaml"]
+    process = start(*words, FULL=str(rank), SLOW="1")
+    output, _ = process.communicate(timeout=90)
+    await_end(process)
+    assert process.returncode != 0
+    assert "no space left\n" in output
+    assert "Traceback" not in output
+    for name in ("tested0", "tested1"):
+        (tmp_path / name).unlink(missing_ok=True)
+    process = start(*words, SLOW="1")
+    while not all((tmp_path / name).exists() for name in ("tested0", "tested1")):
+        time.sleep(0.05)
+    os.kill([process.pid, *children(process.pid)][rank], signal.SIGTERM)
+    output, _ = process.communicate(timeout=15)  # a step takes longer
+    await_end(process)
+    assert process.returncode == (-signal.SIGKILL if rank else 128 + signal.SIGTERM)
+    assert "convlstm test: terminated" in output
+    assert "Traceback" not in output
+
+
+def test_processes_that_see_different_checkpoints_are_refused(start, tmp_path):
+    """As on two nodes, each with a disk of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["fit", "-c", "../small.yaml", "--run_dir", "run", "--resume"]
+    killed = start(*words, launcher=launcher, APART="1", DIE="0 7 kill")
+    killed.communicate(timeout=90)
+    (tmp_path / "died").touch()
+    output = finish(start(*words, launcher=launcher, APART="1"), 1)
+    assert "some processes would begin at step 0, others at step 6: run_dir must be one" in output
 
 
 @pytest.mark.parametrize("rank", [0, 1])

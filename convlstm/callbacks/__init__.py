@@ -1,5 +1,6 @@
 """What Lightning's hooks call while a run trains or is tested."""
 
+from convlstm.callbacks.agreement import CommonStart
 from convlstm.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from convlstm.callbacks.forecasts import ForecastWriter
 from convlstm.callbacks.graph import CUDAGraph
@@ -11,12 +12,14 @@ from convlstm.callbacks.progress import ProgressBar
 from convlstm.callbacks.record import RunRecord
 from convlstm.callbacks.report import TestReport
 from convlstm.callbacks.seeds import StepSeeds
+from convlstm.callbacks.termination import Termination
 from convlstm.callbacks.watch import ValidationWatch
 
 __all__ = [
     "AtomicCheckpointIO",
     "BestCheckpoint",
     "CUDAGraph",
+    "CommonStart",
     "ForecastWriter",
     "GradientGuard",
     "Interruption",
@@ -27,6 +30,7 @@ __all__ = [
     "ProgressBar",
     "RunRecord",
     "StepSeeds",
+    "Termination",
     "TestReport",
     "TrainingStopped",
     "ValidationWatch",

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two steps, with a checkpoint of all that was done."""
+"""Signals end a training between two steps, with a checkpoint of all that was done."""
 
 import os
 import signal
@@ -13,6 +13,8 @@ from pytorch_lightning.callbacks import Callback
 
 from convlstm.callbacks.checkpoints import LastCheckpoint
 
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+
 
 class TrainingStopped(SystemExit):
     """A signal ended the training; its checkpoint is saved. The status is 128 + the signal's."""
@@ -21,9 +23,10 @@ class TrainingStopped(SystemExit):
 class Interruption(Callback):
     """Saves and stops at the next step when the user or the cluster asks for it.
 
-    The first Ctrl-C (SIGINT) or SIGTERM waits for the step, and a second Ctrl-C does not. During a
-    validation, whose checkpoint is saved when it begins, the training stops after the batch. On
-    several processes it is enough that one of them gets the signal.
+    The first Ctrl-C (SIGINT), SIGTERM or SIGUSR1, which clusters send, waits for the step, and a
+    second Ctrl-C does not. During a validation, whose checkpoint is saved when it begins, the
+    training stops after the batch. On several processes it is enough that one of them gets the
+    signal.
 
     Args:
         last: Saves the checkpoint.
@@ -57,7 +60,7 @@ class Interruption(Callback):
                 "trainer.accumulate_grad_batches"
             )
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._receive)
 
     def on_train_batch_start(

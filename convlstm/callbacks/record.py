@@ -72,6 +72,7 @@ def _git(*arguments: str) -> str | None:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            errors="replace",  # of file names
             timeout=10,
             check=True,
         )

@@ -1,6 +1,5 @@
 """What is wrong with a configuration file although jsonargparse takes it."""
 
-import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pytorch_lightning import Trainer
 
+from convlstm.cli.message import quoted
 from convlstm.module import VideoPredictor
 from datamodules import VideoDataModule
 
@@ -114,7 +114,7 @@ def refuse_moved(files: Iterable[Path], run_dir: Path) -> None:
         if is_runs and own.resolve() != run_dir.resolve():
             raise ValueError(
                 f"{path} is of a run that was moved here from {run_dir}: give --run_dir "
-                f"{shlex.quote(str(own))}, or that of another run"
+                f"{quoted(own)}, or that of another run"
             )
 
 

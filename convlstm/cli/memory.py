@@ -42,5 +42,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that there is no memory left; it may be called by many names."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU's allocator raises nothing more particular than RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # The CPU's allocator raises nothing more particular than RuntimeError; on Windows the latter.
+    told = "can't allocate memory", "DefaultCPUAllocator: not enough memory"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in told)

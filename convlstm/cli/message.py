@@ -1,6 +1,10 @@
-"""What went wrong, in one line."""
+"""What is said to the user."""
 
+import os
 import re
+import shlex
+import subprocess
+from pathlib import Path
 
 
 def one_line(error: Exception) -> str:
@@ -13,3 +17,9 @@ def one_line(error: Exception) -> str:
     if text.startswith("Caught ") and " in DataLoader worker process " in text:
         text = re.split(r"\n\w*Error: ", text)[-1]  # what follows the traceback
     return " ".join(text.split()) or type(error).__name__
+
+
+def quoted(path: Path) -> str:
+    """A path as the shell takes it."""
+    word = str(path)
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)

@@ -1,7 +1,7 @@
 """`convlstm fit | validate | test`: Lightning's own command line around predictor and data."""
 
+import locale
 import logging
-import shlex
 import signal
 import sys
 import traceback
@@ -13,18 +13,23 @@ from typing import Any
 
 import yaml
 from jsonargparse import SUPPRESS
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import datamodules  # noqa: F401 (so that configs may name its classes without the package)
 from convlstm.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
+    CommonStart,
     CUDAGraph,
     ForecastWriter,
     GradientGuard,
@@ -36,6 +41,7 @@ from convlstm.callbacks import (
     ProgressBar,
     RunRecord,
     StepSeeds,
+    Termination,
     TestReport,
     TrainingStopped,
     ValidationWatch,
@@ -43,7 +49,9 @@ from convlstm.callbacks import (
 from convlstm.cli.configuration import check_values, configuration_files, find_mistake, refuse_moved
 from convlstm.cli.frames import check_frames
 from convlstm.cli.memory import is_out_of_memory
+from convlstm.cli.message import quoted
 from convlstm.cli.parser import OneLineErrors
+from convlstm.cli.processes import end_others, is_lost_connection
 from convlstm.cli.start import Finished, Start, settle_start, tested_checkpoint
 from convlstm.console import plain_console
 from convlstm.files import check_folder
@@ -70,6 +78,7 @@ SILENCED = (
     ".*number of training batches .* smaller than the logging interval.*",
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 on torch 2.14
     "(?s).*deprecated.*will be removed in v5",  # Lightning 2.6.6 on jsonargparse 4.53, this
+    ".*all_gather.* is deprecated.*",  # and on torch 2.14
     ".*Grad strides do not match bucket view strides.*",  # of a 1×1 kernel: the same memory
     "(?s).*JSONARGPARSE_DEPRECATION_WARNINGS",  # and this
 )
@@ -127,10 +136,15 @@ def run(verb: str, args: Sequence[str]) -> int:
             if isinstance(error.__cause__, ValueError) and _raised_in("jsonargparse", error):
                 raise error.__cause__ from None
             raise
+        except ProcessRaisedException as error:  # the last line of its traceback says what
+            raise ValueError(str(error).strip().splitlines()[-1]) from error
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise MemoryError(OUT_OF_MEMORY) from error
-            if _raised_in("pytorch_lightning", error):  # of its options and callbacks
+            if is_lost_connection(error):
+                raise ConnectionError("another process has ended, and says why itself") from error
+            # Of its options and callbacks.
+            if _raised_in("pytorch_lightning", error) or _raised_in("lightning_fabric", error):
                 raise ValueError(str(error)) from error
             raise
     return 0
@@ -329,6 +343,7 @@ class VideoCLI(LightningCLI):
         callbacks: list[Callback] = []
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
+        callbacks.append(Termination())
         logger: Any = False
         if verb == "fit":
             logger = config.trainer.logger
@@ -348,15 +363,26 @@ class VideoCLI(LightningCLI):
                 pictures = Path(config.save_forecasts)
                 callbacks.append(ForecastWriter(pictures, config.num_forecasts))
         trainer_config = {**config.trainer.as_dict(), "logger": logger, **kwargs}
-        trainer_config["plugins"] = [*(trainer_config["plugins"] or []), AtomicCheckpointIO()]
+        plugins = [*(trainer_config["plugins"] or []), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's requeueing would save in the middle of a step.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        trainer_config["plugins"] = plugins
         try:
-            return self._instantiate_trainer(trainer_config, callbacks)
+            trainer = self._instantiate_trainer(trainer_config, callbacks)
         except TypeError as error:  # of a number of devices below 0, for one
             raise ValueError(str(error)) from error
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+            raise ValueError(
+                f"trainer.strategy {config.trainer.strategy} divides the weights among processes, "
+                "which optimizers and checkpoints here do not know: choose ddp"
+            )
+        return trainer
 
     def _fit_callbacks(self, config: Any, logs: bool) -> list[Callback]:
         seed = config.seed_everything
         steps: list[Callback] = [
+            CommonStart(self.start.step),
             Processor(),
             StepSeeds(0 if isinstance(seed, bool) or seed is None else seed),
             GradientGuard(config.nonfinite),
@@ -367,7 +393,9 @@ class VideoCLI(LightningCLI):
         self._dump_config()
         content = {**self.config_dump, "ckpt_path": None}  # a repetition starts anew
         del content["resume"]
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        # On Windows jsonargparse reads files in an encoding of its own.
+        plainly = locale.getencoding().lower() not in ("utf-8", "utf8", "cp65001")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=not plainly)
         folder = self.run_dir / "checkpoints"
         last = LastCheckpoint(folder)
         return [
@@ -389,7 +417,8 @@ class VideoCLI(LightningCLI):
             self.datamodule.trainer = self.trainer
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
-            self.datamodule.train_dataloader()  # which may find the data too small
+            self.datamodule.train_dataloader()  # which may find the data too small, as the next
+            self.datamodule.val_dataloader()
             if about := self.datamodule.describe():
                 console.print(about)
         if self.start.notice is not None:
@@ -418,14 +447,18 @@ class VideoCLI(LightningCLI):
         """Lightning ends with status 1 on Ctrl-C, and on SIGTERM with 0, as if all were well."""
         try:
             yield
-        except TrainingStopped:
+        except TrainingStopped:  # of all processes
             raise
         except SystemExit as error:
-            if self.trainer.received_sigterm:
+            end_others(self.trainer)
+            if self.trainer.received_sigterm or error.code == 128 + signal.SIGTERM:
                 print(f"{TrainParser.command}: terminated", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGTERM) from None
             if error.code == 1 and self.trainer.interrupted:
                 raise KeyboardInterrupt from None
+            raise
+        except BaseException:
+            end_others(self.trainer)
             raise
 
     def _say_what_next(self, console: Console) -> None:
@@ -444,7 +477,7 @@ class VideoCLI(LightningCLI):
             step = self.trainer.global_step
             told = f"step {step}; " if step else ""  # processes that were spawned take it with them
             console.print(f"Checkpoint: {folder / 'last.ckpt'} ({told}no validation, so no best)")
-        console.print(f"Test it: convlstm test -c {shlex.quote(str(self.run_dir / 'config.yaml'))}")
+        console.print(f"Test it: convlstm test -c {quoted(self.run_dir / 'config.yaml')}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validates, and says what."""
