@@ -15,7 +15,7 @@ from datamodules.base import VideoDataModule, require_at_least
 from datamodules.clip_frames import Part
 from datamodules.clip_splits import split_frames, split_names
 from datamodules.clip_windows import ClipWindows, span
-from datamodules.clips import find_clips, open_clip
+from datamodules.clips import ClipReader, find_clips, open_clip
 from datamodules.clips.fitting import FITS, Fit
 from datamodules.clips.folders import children
 from datamodules.frame_cache import FrameCache
@@ -190,10 +190,9 @@ class ClipDataModule(VideoDataModule):
                 f"has {longest}: lower context_length, target_length or frame_step{also}"
             )
         if short:
-            names = ", ".join(short[:3]) + (", ..." if len(short) > 3 else "")
             rank_zero_warn(
                 f"{len(short)} of {len(parts)} clips for {split} are left out, as they have fewer "
-                f"than a window's {self.span} frames: {names}"
+                f"than a window's {self.span} frames: {_some(short)}"
             )
         return ClipWindows(
             parts,
@@ -210,7 +209,20 @@ class ClipDataModule(VideoDataModule):
         )
 
     def _parts(self, split: Split) -> list[Part]:
+        paths, ready = self._paths(split)
+        parts = []
+        for name, clip in self._opened(paths).items():
+            frames = range(clip.num_frames)
+            if not ready and self.split_by == "time":
+                frames = split_frames(clip.num_frames, self.split)[split]
+            parts.append(Part(name, clip, frames))
+        return parts
+
+    def _paths(self, split: Split) -> tuple[dict[str, Path], bool]:
+        """The clips that a split has frames of, by name; and whether it has a folder of its own."""
         root = Path(self.root)
+        if root.is_file():
+            raise NotADirectoryError(f"{root}: is a file: set data.root to the folder it is in")
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder: set data.root to that of your clips")
         own = [f for f in children(root) if f.is_dir() and f.name.lower() in SPLITS]
@@ -230,6 +242,13 @@ class ClipDataModule(VideoDataModule):
             path.relative_to(root).as_posix(): path
             for path in find_clips(folders[split] if ready else root)
         }
+        if ready and split == "train":
+            beside = [p for p in find_clips(root) if not any(p.is_relative_to(f) for f in own)]
+            if beside:
+                rank_zero_warn(
+                    f"{len(beside)} clips in {root} are left out, as they are in none of the "
+                    f"folders {', '.join(SPLITS)}: {_some([p.name for p in beside])}"
+                )
         if not ready and self.split_by == "clip":
             if len(paths) < 3:
                 raise ValueError(
@@ -237,14 +256,25 @@ class ClipDataModule(VideoDataModule):
                     "add some, or choose split_by time, which cuts each clip in three"
                 )
             paths = {n: paths[n] for n in split_names(list(paths), self.split, self.seed)[split]}
-        parts = []
+        return paths, ready
+
+    def _opened(self, paths: dict[str, Path]) -> dict[str, ClipReader]:
+        """Opens clips; of those that cannot be read it names all, and what is wrong with one."""
+        clips, refused = {}, {}
         for name, path in paths.items():
-            clip = open_clip(path, axes=self.axes, array=self.array)
-            frames = range(clip.num_frames)
-            if not ready and self.split_by == "time":
-                frames = split_frames(clip.num_frames, self.split)[split]
-            parts.append(Part(name, clip, frames))
-        return parts
+            try:
+                clips[name] = open_clip(path, axes=self.axes, array=self.array)
+            except (OSError, ValueError) as error:
+                refused[name] = error
+        if refused:
+            (_, first), *others = refused.items()
+            if not others:
+                raise first
+            raise ValueError(
+                f"{first}; {len(others)} more of {len(paths)} clips cannot be read: "
+                f"{', '.join(name for name, _ in others)}"
+            ) from first
+        return clips
 
     def state_dict(self) -> dict[str, Any]:
         """What the training data depends on, for a checkpoint, and what parts of clips it has."""
@@ -291,6 +321,10 @@ class ClipDataModule(VideoDataModule):
                     f"was trained on, such as {seen[0]}: its scores will be too good. The random "
                     "split changes with the clips; subfolders train, val and test do not"
                 )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _digest(text: str) -> int:

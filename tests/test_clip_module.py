@@ -1,3 +1,5 @@
+import shutil
+import warnings
 from itertools import chain
 
 import numpy as np
@@ -122,7 +124,10 @@ def test_folders_train_val_and_test_are_the_splits(tmp_path):
         module(tmp_path).setup("fit")
     (tmp_path / "test").rmdir()
     (tmp_path / "val").rename(tmp_path / "validation")
-    with pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"):
+    with (
+        pytest.warns(UserWarning, match=r"1 clips .* are left out, .*: 0\.gif$"),
+        pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"),
+    ):
         module(tmp_path).setup("fit")
 
 
@@ -191,6 +196,41 @@ def test_folder_that_is_missing_or_empty_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder: set data\.root"):
         module(tmp_path / "nowhere").setup("fit")
     with pytest.raises(FileNotFoundError, match="no clips there"):
+        module(tmp_path).setup("fit")
+
+
+def test_all_clips_that_cannot_be_read_are_named_at_once(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name in ("a.gif", "b.npy", "c.npz"):
+            (tmp_path / split / name).write_text("none")
+    write_gif(tmp_path / "train" / "good.gif", moving())
+    with pytest.raises(ValueError, match=r"train/a\.gif: .*; 2 more of 4 clips cannot be read: "):
+        module(tmp_path).setup("fit")
+    with pytest.raises(ValueError, match=r"of 3 clips cannot be read: val/b\.npy, val/c\.npz$"):
+        module(tmp_path).setup("validate")
+    for name in ("b.npy", "c.npz"):
+        (tmp_path / "val" / name).unlink()
+    with pytest.raises(ValueError, match=r"^\S+val/a\.gif: ") as caught:
+        module(tmp_path).setup("validate")
+    assert "more" not in str(caught.value)
+
+
+def test_a_file_as_root_is_told_to_be_one(folder):
+    with pytest.raises(NotADirectoryError, match=r"is a file: set data\.root to the fol"):
+        module(folder / "clip0.gif").setup("fit")
+
+
+def test_clips_beside_the_folders_of_the_splits_are_warned_of(folder, tmp_path):
+    for split in ("train", "val", "test"):
+        shutil.copytree(folder, tmp_path / split)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(tmp_path).setup("fit")
+    for number in range(4):
+        shutil.copy(folder / f"clip{number}.gif", tmp_path)
+    told = r"4 clips in \S+ are left out, .* train, val, test: clip0\.gif, clip1\.gif, .*, \.\.\.$"
+    with pytest.warns(UserWarning, match=told):
         module(tmp_path).setup("fit")
 
 

@@ -366,3 +366,8 @@ def test_npy_with_a_damaged_header_is_refused_in_one_line(tmp_path, part, instea
     with pytest.raises(ValueError, match=r"clip\.npy: cannot be read") as caught:
         read_clip(path)
     assert "\n" not in str(caught.value)
+
+
+def test_four_rows_of_colour(tmp_path):
+    np.save(tmp_path / "clip.npy", np.zeros((9, 4, 8, 3), dtype=np.uint8))
+    assert read_clip(tmp_path / "clip.npy").shape == (9, 3, 4, 8)

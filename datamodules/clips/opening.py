@@ -19,9 +19,9 @@ MOST_PIXELS_AT_ONCE = 2**32  # that read_clip puts into memory
 def open_clip(path: str | Path, *, axes: str | None = None, array: str | None = None) -> ClipReader:
     """Opens a clip, whose frames are read on demand.
 
-    - ``.npy``, ``.npz``: (T, H, W), (T, C, H, W) or, if the second axis cannot be C, (T, H, W, C),
-      with C = 1, 3, or 4 with alpha; ``axes`` gives any other order. uint8 and uint16 are kept,
-      bool becomes 0 and 255, floats must be in [0, 1].
+    - ``.npy``, ``.npz``: (T, H, W), (T, C, H, W) or (T, H, W, C), with C = 1, 3, or 4 with alpha:
+      C is the second axis before the last, but 1 or 3 before 4; ``axes`` gives any other order.
+      uint8 and uint16 are kept, bool becomes 0 and 255, floats must be in [0, 1].
     - ``.gif``, ``.png``, ``.apng``, ``.webp``: animated, or a single frame.
     - ``.mp4``, ``.m4v``, ``.mov``, ``.3gp``, ``.avi``, ``.mkv``, ``.webm``, ``.wmv``, ``.mpg``,
       ``.mpeg``, ``.mts``, ``.m2ts``: all frames of the first video stream, regardless of
