@@ -20,6 +20,7 @@ from convlstm.callbacks import (
     LastCheckpoint,
     Processor,
     RunRecord,
+    StepSeeds,
     processor,
 )
 from convlstm.callbacks.record import environment
@@ -242,8 +243,32 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of_and_only_there(monkeypa
     capabilities = {"avx512_bf16": False, "avx2": True}
     monkeypatch.setattr(processor.torch.cpu, "get_capabilities", lambda: capabilities)
     callback = Processor()
-    with pytest.warns(RuntimeWarning, match="no bfloat16 .* bf16-mixed may be slower"):
+    with pytest.warns(RuntimeWarning, match="no bfloat16 .* bf16-mixed is no faster"):
         callback.setup(trainer_on("cpu", "bf16-mixed"), None, "fit")
     callback.setup(trainer_on("cpu"), None, "fit")
     callback.setup(trainer_on("cuda", "bf16-mixed"), None, "fit")
     callback.teardown(trainer_on("cpu"), None, "fit")
+
+
+def test_tensorboard_has_the_first_four_clips_over_all_batches(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    run = SimpleNamespace(loggers=[logger], is_global_zero=True)
+    clips = torch.arange(6.0).view(6, 1, 1, 1, 1)
+    watch = ValidationWatch()
+    for part in clips.split(3):
+        batch = {"context": part, "target": part}
+        watch.on_validation_batch_end(run, None, part, batch, 0)
+    assert [clip[0].item() for clip in watch._clips] == [0, 1, 2, 3]
+
+
+def test_each_batch_process_and_seed_has_random_numbers_of_its_own():
+    def drawn(seed=0, step=0, batch=0, rank=0):
+        trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=2, global_rank=rank)
+        module = SimpleNamespace(device=torch.device("cpu"))
+        StepSeeds(seed).on_train_batch_start(trainer, module, None, batch)
+        return torch.rand(1).item()
+
+    others = [{}, {"seed": 1}, {"step": 1}, {"batch": 1}, {"rank": 1}]
+    assert len({drawn(**other) for other in others}) == len(others)
+    # Of a resumed run, which may count its batches anew.
+    assert drawn(step=3, batch=7) == drawn(step=3, batch=1)

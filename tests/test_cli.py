@@ -756,3 +756,40 @@ def test_a_moved_run_is_not_taken_for_another_one(config, capsys):
 def test_paths_with_brackets_are_printed_as_they_are(config, capsys):
     assert main(["fit", "-c", config, "--run_dir", "runs/x[/y]"]) == 0
     assert "convlstm test -c 'runs/x[/y]/config.yaml'" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default:.*step left out")
+def test_only_skipped_steps_in_a_row_stop_a_run(config, monkeypatch):
+    monkeypatch.setattr(guard, "MOST_SKIPPED", 1)
+    for step in (0, 2):
+        losses_become(float("nan"), step, monkeypatch)
+    words = ["--trainer.max_steps", "4", "--trainer.limit_val_batches", "0"]
+    assert main(["fit", "-c", config, "--nonfinite", "skip", *words]) == 0
+
+
+def test_the_samples_of_all_accumulated_batches_are_named(config, capsys, monkeypatch):
+    losses_become(float("nan"), 1, monkeypatch)
+    words = ["--trainer.accumulate_grad_batches", "2", "--trainer.limit_val_batches", "0"]
+    words += ["--trainer.val_check_interval", "2"]
+    line = fails(capsys, 1, "fit", "-c", config, *words)
+    assert "at step 1, samples 4 to 7" in line
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_gradient_that_is_no_number_stops_the_run_with_a_finite_loss_too(
+    config, tmp_path, capsys, monkeypatch, ahead
+):
+    original = VideoPredictor.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        root = (0 * self.network.head.bias.sum()).sqrt()  # 0, with the gradient 0 * inf
+        return loss + root if self.global_step == 1 else loss
+
+    monkeypatch.setattr(guard, "_runs_ahead", lambda norm: ahead)  # as on a GPU
+    monkeypatch.setattr(VideoPredictor, "training_step", training_step)
+    line = fails(capsys, 1, "fit", "-c", config, "--trainer.max_steps", "4")
+    assert "the gradient's norm nan at step 1" in line
+    assert "the loss is nan" not in line
+    last = torch.load(tmp_path / "runs/small/checkpoints/last.ckpt", weights_only=True)
+    assert all(weight.isfinite().all() for weight in last["state_dict"].values())

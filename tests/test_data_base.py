@@ -351,3 +351,15 @@ def test_loader_before_setup_says_what_to_call(stage):
 def test_number_below_its_range_is_refused_by_name(option, value):
     with pytest.raises(ValueError, match=f"^{option} is {value}: must be . or more$"):
         VideoDataModule(**{option: value})
+
+
+@pytest.mark.parametrize("other", [{"world_size": 2}, {"accumulate_grad_batches": 2}], ids=str)
+def test_a_step_of_more_samples_than_the_checkpoints_is_refused(other):
+    one = {"world_size": 1, "accumulate_grad_batches": 1}
+    then, now = numbers(), numbers()
+    for data, options in ((then, one), (now, one | other)):
+        data.setup()
+        data.trainer = SimpleNamespace(**options)
+    now.load_state_dict(now.state_dict())
+    with pytest.raises(ValueError, match="samples_per_step 4, this run has 8"):
+        now.load_state_dict(then.state_dict())

@@ -303,3 +303,12 @@ def test_streams_that_go_side_by_side_stay_as_many():
 def test_arrays_of_other_pixels_raise_naming_their_type(dtype):
     with pytest.raises(ValueError, match="pixels must be uint8, uint16 or floats"):
         build().forecast(np.zeros((4, 1, 8, 8), dtype=dtype), 2)
+
+
+@pytest.mark.parametrize("kind", ["unconditional", "autoregressive"])
+def test_a_stream_of_probabilities_forecasts_what_forecast_does(kind):
+    model, clip = build(forecaster=kind, loss="cross_entropy"), torch.rand(4, 1, 8, 8)
+    frame, ahead = model.step(model.begin(clip))
+    expected = model.forecast(clip, 3)
+    torch.testing.assert_close(frame, expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.forecast(ahead, 2), expected[1:], rtol=0, atol=1e-6)

@@ -173,9 +173,6 @@ def test_validation_and_test_metrics_are_those_of_all_clips_together(tmp_path):
     assert tested["test/last_frame_mse"] == pytest.approx(still.mean().item(), rel=1e-5)
     by_lead_time = model.test_metrics.summary()["mse_by_lead_time"].float()
     torch.testing.assert_close(by_lead_time, error.mean(0), rtol=1e-5, atol=0)
-    # A second validation starts anew.
-    (again,) = run.validate(model, loader, verbose=False)
-    assert again == validated
 
 
 @pytest.mark.parametrize("forecaster", ["unconditional", "autoregressive"])
@@ -308,3 +305,13 @@ def test_load_gives_the_trained_model_ready_to_forecast(tmp_path):
         torch.testing.assert_close(loaded.forecast(clip, 3), model.forecast(clip, 3))
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         load("none.ckpt")
+
+
+def test_each_validation_and_test_is_of_its_own_clips_alone(tmp_path):
+    model, run = build(), trainer(tmp_path)
+    one, other = (DataLoader(clips(2)) for _ in range(2))
+    for evaluate in (run.validate, run.test):
+        (alone,) = evaluate(model, other, verbose=False)
+        evaluate(model, one, verbose=False)
+        (after,) = evaluate(model, other, verbose=False)
+        assert after == alone

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import (
     binary_recall,
 )
 
+from convlstm.callbacks import NowcastingReport
 from convlstm.nowcasting import NowcastingScores
 
 THRESHOLDS = [0.3, 0.6]
@@ -121,3 +122,24 @@ def test_integer_pixels_raise():
 def test_other_shapes_raise():
     with pytest.raises(ValueError, match=r"must both be \(B, T, C, H, W\), got"):
         NowcastingScores([0.5]).update(torch.zeros(1, 2, 1, 4, 4), torch.zeros(1, 2, 1, 4, 5))
+
+
+def test_a_pixel_at_the_threshold_is_an_event():
+    frames = torch.full((1, 1, 1, 2, 2), 0.5)
+    metric = NowcastingScores([0.5])
+    metric.update(frames, frames)
+    assert metric.compute()["csi"][0, 0] == 1
+
+
+def test_events_of_the_last_frame_are_scored_anew_in_each_test(tmp_path):
+    report = NowcastingReport(tmp_path, [0.5], [])
+    context = torch.zeros(1, 3, 1, 4, 4, dtype=torch.uint8)
+    context[:, -1] = 255
+    none, rain = torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 2, 1, 4, 4)
+    for target in (none, rain):
+        report.on_test_start(None, None)
+        report.on_test_batch_end(None, None, target, {"context": context, "target": target}, 0)
+        scores = report.baseline.compute()
+    assert scores["pod"][0, 0] == 1
+    assert scores["far"][0, 0] == 0
+    assert report.model.compute()["csi"][0, 0] == 1

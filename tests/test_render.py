@@ -437,3 +437,17 @@ def test_a_gif_wider_than_the_format_allows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a GIF holds at most 65,535 pixels a side"):
         save_gif(tmp_path / "wide.gif", clip, clip, scale=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fps", "hundredths"), [(15, 7), (30, 3), (7, 14)])
+def test_durations_are_rounded_to_hundredths_of_a_second(tmp_path, fps, hundredths):
+    save_gif(tmp_path / "a.gif", clip(2), clip(2), fps=fps)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.info["duration"] == 10 * hundredths
+
+
+def test_truth_beyond_the_forecast_takes_no_colours(tmp_path):
+    context, forecast, truth = clip(2, 3), clip(3, 3, seed=1), clip(9, 3, seed=2)
+    for name, shown in (("all", truth), ("cut", truth[:3])):
+        save_gif(tmp_path / f"{name}.gif", context, forecast, shown)
+    assert (tmp_path / "all.gif").read_bytes() == (tmp_path / "cut.gif").read_bytes()

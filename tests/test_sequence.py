@@ -377,3 +377,30 @@ def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(kind, mo
         torch.set_num_threads(threads)
     for a, b in zip([output, *results], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("kind", [ConvGRU, ConvRNN])
+def test_incoming_gradients_of_a_last_state_are_left_as_they_were(kind):
+    layer = kind(2, 3)
+    _, h = layer(torch.randn(2, 4, 2, 4, 4))
+    incoming = torch.randn(2, 4, 4, 3).permute(0, 3, 1, 2)[None]
+    before = incoming.clone()
+    torch.autograd.grad(h, list(layer.parameters()), incoming)
+    assert torch.equal(incoming, before)
+
+
+@pytest.mark.parametrize("kind", [ConvLSTM, ConvGRU, ConvRNN])
+def test_each_parameter_and_state_alone_gets_its_gradient(kind):
+    layer = (kind(2, 3, peephole="channel") if kind is ConvLSTM else kind(2, 3)).double()
+    x = torch.randn(2, 4, 2, 4, 5, dtype=torch.float64)
+    parts = [torch.randn(1, 2, 3, 4, 5, dtype=torch.float64) for _ in "hc"[: layer.state_parts]]
+    state = tuple(parts) if kind is ConvLSTM else parts[0]
+    leaves = [*layer.parameters(), *parts]
+
+    def gradients(wanted):
+        for leaf in leaves:
+            leaf.requires_grad_(any(leaf is other for other in wanted))
+        return torch.autograd.grad(layer(x, state)[0].sin().sum(), wanted)
+
+    for leaf, expected in zip(leaves, gradients(leaves), strict=True):
+        torch.testing.assert_close(gradients([leaf])[0], expected, rtol=0, atol=1e-10)

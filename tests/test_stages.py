@@ -62,3 +62,21 @@ def test_products_are_exported_for_any_batch():
     program = torch.export.export(Resize(), (torch.rand(2, 3, 4, 3),), dynamic_shapes=sizes)
     maps = torch.rand(5, 3, 4, 3)
     torch.testing.assert_close(program.module()(maps), Resize()(maps))
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 4), (8, 8)), ((5, 7), (11, 9)), ((1, 1), (3, 4))])
+def test_maps_are_resized_alike_on_every_device(old, new):
+    maps = torch.randn(3, 5, *old, dtype=torch.float64)
+    size = torch.Size(new)
+    torch.testing.assert_close(
+        resize(maps, size), resize_by_products(maps, size), rtol=0, atol=1e-12
+    )
+
+
+def test_a_change_of_resolution_is_a_convolution_and_a_leaky_relu():
+    x = torch.randn(2, 3, 4, 6)
+    smaller, larger = down(3, 2), up(3, 2)
+    expected = F.leaky_relu(F.conv2d(x, *smaller[0].parameters(), stride=2, padding=1), 0.2)
+    torch.testing.assert_close(smaller(x), expected)
+    expected = F.conv_transpose2d(x, *larger[0].parameters(), stride=2, padding=1, output_padding=1)
+    torch.testing.assert_close(larger(x), F.leaky_relu(expected, 0.2))
