@@ -150,7 +150,7 @@ def _is_in_software(device: torch.device, dtype: torch.dtype) -> bool:
         device.type == "cpu"
         and dtype in (torch.bfloat16, torch.float16)
         and not torch.compiler.is_compiling()
-        and not _has_instructions(dtype)
+        and not (torch.backends.mkldnn.enabled and _has_instructions(dtype))
     )
 
 

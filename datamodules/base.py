@@ -282,11 +282,13 @@ def collate(samples: Batch | list[Batch]) -> Batch:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM, which a whole job gets, are for the training process to answer.
+    """Signals, which a whole job gets, are for the training process to answer.
 
     SIGTERM is also how that process ends a worker, so that it counts half a minute later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 

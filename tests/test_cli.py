@@ -7,12 +7,15 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.strategies import FSDPStrategy
 from small_run import CONFIG, fails, files
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,6 +24,8 @@ from convlstm import VideoPredictor
 from convlstm.callbacks import ProgressBar, guard
 from convlstm.cli import VERBS, main
 from convlstm.cli.message import one_line
+from convlstm.cli.processes import end_others
+from convlstm.cli.train import VideoCLI
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
@@ -793,3 +798,39 @@ def test_a_gradient_that_is_no_number_stops_the_run_with_a_finite_loss_too(
     assert "the loss is nan" not in line
     last = torch.load(tmp_path / "runs/small/checkpoints/last.ckpt", weights_only=True)
     assert all(weight.isfinite().all() for weight in last["state_dict"].values())
+
+
+def test_under_slurm_lightning_does_not_save_and_requeue_in_the_middle_of_a_step(
+    config, monkeypatch
+):
+    monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: True))
+    for name in ("NTASKS", "NTASKS_PER_NODE"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    seen = []
+
+    def fit(self, **arguments):
+        seen.append(self.trainer._accelerator_connector.cluster_environment)
+
+    monkeypatch.setattr(VideoCLI, "fit", fit)
+    assert main(["fit", "-c", config]) == 0
+    assert isinstance(seen[0], SLURMEnvironment)
+    assert not seen[0].auto_requeue
+
+
+def test_strategies_that_divide_the_weights_are_refused(config, capsys, monkeypatch):
+    sharded = SimpleNamespace(strategy=FSDPStrategy())
+    monkeypatch.setattr(VideoCLI, "_instantiate_trainer", lambda *_: sharded)
+    line = fails(capsys, 1, "fit", "-c", config, "--trainer.strategy", "fsdp")
+    assert "trainer.strategy fsdp divides the weights among processes" in line
+
+
+def test_processes_that_were_started_end_with_the_one_that_started_them():
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    processes = [subprocess.Popen([sys.executable, "-c", c]) for c in ("input()", code)]
+    launcher = SimpleNamespace(procs=list(processes))
+    end_others(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    assert not launcher.procs
+    assert all(process.wait(10) != 0 for process in processes)
+    end_others(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))

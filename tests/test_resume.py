@@ -57,6 +57,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, who
     [
         (signal.SIGINT, "training_step"),
         (signal.SIGTERM, "training_step"),
+        (signal.SIGUSR1, "training_step"),
         (signal.SIGTERM, "validation_step"),
     ],
 )

@@ -309,6 +309,7 @@ class VideoCLI(LightningCLI):
         if self.config.subcommand == "fit":
             if config.model.schedule == "onecycle" and config.trainer.max_steps < 1:
                 raise ValueError(ENDLESS)  # before there are logs
+            check_folder(self.run_dir)
             self.start = settle_start(config, self.run_dir, args)
         else:
             config.ckpt_path = tested_checkpoint(config, self.run_dir, args)
@@ -418,7 +419,8 @@ class VideoCLI(LightningCLI):
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
             self.datamodule.train_dataloader()  # which may find the data too small, as the next
-            self.datamodule.val_dataloader()
+            if self.trainer.limit_val_batches:
+                self.datamodule.val_dataloader()
             if about := self.datamodule.describe():
                 console.print(about)
         if self.start.notice is not None:
