@@ -461,6 +461,7 @@ def test_losses_that_never_become_numbers_again_stop_the_run(config, capsys, mon
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
     ],
 )
 def test_too_little_memory_names_the_options_to_change(config, capsys, monkeypatch, error):
@@ -469,7 +470,7 @@ def test_too_little_memory_names_the_options_to_change(config, capsys, monkeypat
 
     monkeypatch.setattr(VideoPredictor, "training_step", training_step)
     line = fails(capsys, 1, "fit", "-c", config)
-    assert "memory does not suffice: lower --data.batch_size" in line
+    assert "not enough memory: lower --data.batch_size" in line
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoints_before(
