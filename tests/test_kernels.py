@@ -129,8 +129,8 @@ def test_a_checkpoint_that_keeps_what_gates_overwrite_is_refused(fast, kind):
             output.sum().backward()
 
 
-@pytest.mark.skipif(not TRITON, reason="needs Triton")
-def test_where_triton_cannot_start_kernels_gates_are_plain_pytorch_with_a_warning(monkeypatch):
+@pytest.mark.parametrize("triton", TRITON)
+def test_where_triton_cannot_start_kernels_gates_are_plain_with_a_warning(triton, monkeypatch):
     class Gates:
         is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
 
@@ -144,7 +144,7 @@ def test_where_triton_cannot_start_kernels_gates_are_plain_pytorch_with_a_warnin
     with pytest.warns(RuntimeWarning, match=r"\(Failed to find C compiler\), so that gates are"):
         assert choose(Gates()) is plain
     assert choose(Gates()) is plain  # and says so once
-    with use_backend("triton"), pytest.raises(RuntimeError, match="but Triton can't start"):
+    with use_backend(triton), pytest.raises(RuntimeError, match="but Triton can't start"):
         choose(Gates())
     backend._driver_failure.cache_clear()
 
