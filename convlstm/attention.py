@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convlstm.convolution import convolved
+
 Memory = tuple[Tensor, Tensor]  # keys (B·h·w, T·n·n, H) and values (B·h·w, T·n·n, E)
 
 
@@ -50,7 +52,7 @@ class ContextAttention(nn.Module):
             series: (T, B, E, h, w).
             before: Those of frames read earlier, which these follow.
         """
-        keys = self.key(series.flatten(0, 1)).unflatten(0, series.shape[:2])
+        keys = convolved(self.key, series.flatten(0, 1)).unflatten(0, series.shape[:2])
         new = self._windows(keys), self._windows(series)
         if before is None:
             return new
@@ -78,7 +80,8 @@ class ContextAttention(nn.Module):
         read = weights.flatten(0, 2) @ values  # (B·h·w, S, E)
         read = read.unflatten(0, (batch, height, width)).permute(3, 0, 4, 1, 2)  # (S, B, E, h, w)
         both = torch.cat([hidden, read], dim=2)
-        attended = torch.tanh(self.combine(both.flatten(0, 1))).unflatten(0, (steps, batch))
+        attended = torch.tanh(convolved(self.combine, both.flatten(0, 1)))
+        attended = attended.unflatten(0, (steps, batch))
         weights = weights.unflatten(-1, (-1, n, n))  # (B, h, w, S, T, n, n)
         return attended, weights.permute(0, 3, 4, 5, 6, 1, 2)
 

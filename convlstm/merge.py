@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from convlstm.convolution import convolved
 from convlstm.stages import State
 
 
@@ -31,8 +32,9 @@ class MergeDirections(nn.Module):
         merge = self.parts[part]
         assert isinstance(merge, nn.Conv2d)
         maps = torch.cat([both[0], both[1]], dim=1).to(merge.weight.dtype)
-        merged: Tensor = merge(maps)[None]
-        return merged.to(both.dtype)  # cell states are float32 even in bfloat16
+        return convolved(merge, maps)[None].to(
+            both.dtype
+        )  # cell states are float32 even in bfloat16
 
 
 def _mean_of_two(channels: int) -> nn.Conv2d:

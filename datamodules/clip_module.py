@@ -18,6 +18,8 @@ from datamodules.clip_windows import ClipWindows, span
 from datamodules.clips import ClipReader, find_clips, open_clip
 from datamodules.clips.fitting import FITS, Fit
 from datamodules.clips.folders import children
+from datamodules.clips.opening import FILE_SUFFIXES
+from datamodules.clips.stills import STILL_SUFFIXES
 from datamodules.frame_cache import FrameCache
 from datamodules.random_streams import SPLITS, stream_key
 
@@ -243,11 +245,11 @@ class ClipDataModule(VideoDataModule):
             for path in find_clips(folders[split] if ready else root)
         }
         if ready and split == "train":
-            beside = [p for p in find_clips(root) if not any(p.is_relative_to(f) for f in own)]
+            beside = [p.name for p in children(root) if p.is_file() and _is_clip(p)]
             if beside:
                 rank_zero_warn(
                     f"{len(beside)} clips in {root} are left out, as they are in none of the "
-                    f"folders {', '.join(SPLITS)}: {_some([p.name for p in beside])}"
+                    f"folders {', '.join(SPLITS)}: {_some(beside)}"
                 )
         if not ready and self.split_by == "clip":
             if len(paths) < 3:
@@ -321,6 +323,11 @@ class ClipDataModule(VideoDataModule):
                     f"was trained on, such as {seen[0]}: its scores will be too good. The random "
                     "split changes with the clips; subfolders train, val and test do not"
                 )
+
+
+def _is_clip(path: Path) -> bool:
+    """Whether a file is named as a clip, and not as one of a clip's images."""
+    return path.suffix.lower() in set(FILE_SUFFIXES) - set(STILL_SUFFIXES)
 
 
 def _some(names: list[str]) -> str:

@@ -124,10 +124,7 @@ def test_folders_train_val_and_test_are_the_splits(tmp_path):
         module(tmp_path).setup("fit")
     (tmp_path / "test").rmdir()
     (tmp_path / "val").rename(tmp_path / "validation")
-    with (
-        pytest.warns(UserWarning, match=r"1 clips .* are left out, .*: 0\.gif$"),
-        pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"),
-    ):
+    with pytest.raises(FileNotFoundError, match=r"val: no such folder, but .* make it, or none"):
         module(tmp_path).setup("fit")
 
 
@@ -224,6 +221,8 @@ def test_a_file_as_root_is_told_to_be_one(folder):
 def test_clips_beside_the_folders_of_the_splits_are_warned_of(folder, tmp_path):
     for split in ("train", "val", "test"):
         shutil.copytree(folder, tmp_path / split)
+    (tmp_path / "raw").mkdir()
+    write_gif(tmp_path / "raw" / "clip.gif", moving())  # somebody's own affair
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(tmp_path).setup("fit")

@@ -70,12 +70,12 @@ class Outputs:
                         f"{given[real(path)]} would be overwritten by a forecast: choose "
                         "another --out"
                     )
-            for folder in {path.parent for path in self.paths(name)}:
-                if folder.is_dir() and real(folder) in given:
-                    raise ValueError(
-                        f"the forecasts would be written among the frames of {folder}: choose "
-                        "another --out"
-                    )
+            folder = (self.folder / name).parent
+            if folder.is_dir() and real(folder) in given:
+                raise ValueError(
+                    f"the forecasts would be written among the frames of {folder}: choose another "
+                    "--out"
+                )
 
     def write(
         self, name: Path, context: Tensor, forecast: Tensor, comparison: Comparison | None

@@ -309,8 +309,9 @@ class VideoCLI(LightningCLI):
         if self.config.subcommand == "fit":
             if config.model.schedule == "onecycle" and config.trainer.max_steps < 1:
                 raise ValueError(ENDLESS)  # before there are logs
-            check_folder(self.run_dir)
             self.start = settle_start(config, self.run_dir, args)
+            if not config.trainer.fast_dev_run:
+                check_folder(self.run_dir)
         else:
             config.ckpt_path = tested_checkpoint(config, self.run_dir, args)
             if self.config.subcommand == "test":
