@@ -1,11 +1,13 @@
 """`VideoPredictor`: the network with its loss, metrics and optimizer."""
 
+import math
 from inspect import signature
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -191,12 +193,13 @@ class VideoPredictor(Inference, pl.LightningModule):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is truncated, no checkpoint, or one of another model.
+            ValueError: The file is truncated, no checkpoint, or one of another model; or there is
+                no such hyperparameter.
         """
         if isinstance(checkpoint_path, str | Path):
             read_checkpoint(checkpoint_path)
         try:
-            return super().load_from_checkpoint(
+            model = super().load_from_checkpoint(
                 checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
             )
         except RuntimeError as error:
@@ -204,6 +207,9 @@ class VideoPredictor(Inference, pl.LightningModule):
                 raise
             text = " ".join(str(error).split())
             raise ValueError(f"{checkpoint_path}: weights and options differ: {text}") from error
+        if unknown := kwargs.keys() - model.hparams.keys():  # which Lightning leaves out
+            raise ValueError(f"there is no hyperparameter {', '.join(sorted(unknown))}")
+        return model
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "VideoPredictor":
@@ -266,6 +272,20 @@ class VideoPredictor(Inference, pl.LightningModule):
         if batch_idx == 0:
             check_unit(batch["context"])
             check_unit(batch["target"])
+
+    def on_train_start(self) -> None:
+        """Warns where epochs end the training before OneCycle's learning rate has fallen."""
+        trainer = self.trainer
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # per epoch
+        if self.hparams["schedule"] == "constant" or math.isinf(steps):
+            return
+        end = math.ceil(steps) * (trainer.max_epochs or -1)
+        if 0 < end < trainer.max_steps:
+            rank_zero_warn(
+                f"trainer.max_epochs {trainer.max_epochs} ends the training at step {end}, before "
+                f"its learning rate has fallen: set trainer.max_steps {end}, not "
+                f"{trainer.max_steps}"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""

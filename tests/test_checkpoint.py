@@ -109,6 +109,13 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         VideoPredictor.load_from_checkpoint(tmp_path / "none.ckpt")
 
 
+def test_an_option_that_there_is_not_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"no hyperparameter learning_rat$"):
+        VideoPredictor.load_from_checkpoint(checkpoint, learning_rat=0.1)
+    model = VideoPredictor.load_from_checkpoint(checkpoint, learning_rate=0.1)
+    assert model.hparams["learning_rate"] == 0.1
+
+
 def test_weights_that_do_not_fit_the_options_are_one_line(tmp_path, checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     content["hyper_parameters"]["hidden_sizes"] = [5]

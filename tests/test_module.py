@@ -127,6 +127,16 @@ def test_onecycle_without_an_end_says_what_to_do(tmp_path):
         trainer(tmp_path, max_epochs=1).fit(build(), DataLoader(clips(2)))
 
 
+@pytest.mark.parametrize(("max_epochs", "warned"), [(1, True), (3, False), (4, False), (-1, False)])
+def test_epochs_that_end_before_onecycle_are_warned_of(tmp_path, recwarn, max_epochs, warned):
+    limits = {"max_steps": 6, "max_epochs": max_epochs, "accumulate_grad_batches": 2}
+    trainer(tmp_path, **limits).fit(build(), DataLoader(clips(3)))
+    told = [str(w.message) for w in recwarn if "before its learning rate" in str(w.message)]
+    assert len(told) == warned
+    if warned:
+        assert told[0].startswith("trainer.max_epochs 1 ends the training at step 2")
+
+
 def test_a_constant_rate_needs_no_end(tmp_path):
     model = build(schedule="constant", optimizer="adamw", weight_decay=0.1)
     trainer(tmp_path, max_epochs=1).fit(model, DataLoader(clips(2)))
