@@ -8,6 +8,7 @@ import pytest
 from clip_files import moving, write_video
 
 from datamodules import open_clip, read_clip
+from datamodules.clips.videos import VIDEO_SUFFIXES
 
 CLIP = moving(23, 32, 48)
 # Containers, codecs, and how far pixels may be from those written: lossless ones are exact but for
@@ -25,8 +26,15 @@ KINDS = {
         {"qscale": "2", "bf": "2"},
         14,
     ),
+    "mpg, H.264, as some cameras": ("a.mpg", "libx264", "yuv420p", {"bf": "2"}, 12),
     "mts": ("a.mts", "libx264", "yuv420p", {}, 12),
     "m2ts, frames stored out of order": ("a.m2ts", "libx264", "yuv420p", {"bf": "3"}, 12),
+    "ts, frames stored out of order": ("a.ts", "mpeg2video", "yuv420p", {"bf": "2"}, 14),
+    "ts, out of order, MPEG-4": ("a.ts", "mpeg4", "yuv420p", {"bf": "2"}, 14),
+    "flv": ("a.flv", "flv", "yuv420p", {"qscale": "2"}, 14),
+    "flv, out of order, H.264": ("a.flv", "libx264", "yuv420p", {"bf": "3"}, 12),
+    "ogv": ("a.ogv", "libvpx", "yuv420p", {"crf": "4", "b": "2000000"}, 14),
+    "wmv, out of order, H.264": ("a.wmv", "libx264", "yuv420p", {"bf": "2"}, 12),
     "wmv": ("a.wmv", "wmv2", "yuv420p", {"qscale": "2"}, 14),
     "m4v": ("a.m4v", "libx264", "yuv420p", {}, 12),
     "mov": ("a.mov", "libx264", "yuv444p", {"qp": "0"}, 1),
@@ -197,7 +205,7 @@ def test_a_file_that_lost_more_than_its_last_frames_is_refused(tmp_path, kind):
         one_line(caught)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "webm", "mkv", "avi", "mpg", "wmv"])
+@pytest.mark.parametrize("kind", ["mp4", "webm", "mkv", "avi", "mpg", "wmv", "mts", "flv", "ogv"])
 def test_a_damaged_video_is_refused_or_read_as_a_clip_but_never_fails_otherwise(tmp_path, kind):
     path, _ = written(tmp_path, kind)
     whole = path.read_bytes()
@@ -229,7 +237,7 @@ def test_frames_that_cannot_be_decoded_are_named(tmp_path):
     one_line(caught)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".wmv"])
+@pytest.mark.parametrize("suffix", sorted({*VIDEO_SUFFIXES} - {".m4v"}))
 def test_text_under_the_name_of_a_video_is_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_text("<html>404</html>\n")

@@ -71,8 +71,9 @@ def _parse(args: Sequence[str]) -> Namespace:
         type=str,
         nargs="+",
         help="Clips, and folders of clips: GIF, PNG, WebP; MP4, MOV, AVI, MKV, WebM, MPG, WMV, "
-        "MTS, 3GP (these require the extra 'video'); .npy, .npz of shape (T, H, W), (T, C, H, W) "
-        "or (T, H, W, C) with uint8, uint16 or floats in [0, 1]. A folder of images is a clip.",
+        "MTS, TS, FLV, OGV, 3GP (these require the extra 'video'); .npy, .npz of shape (T, H, W), "
+        "(T, C, H, W) or (T, H, W, C) with uint8, uint16 or floats in [0, 1]. A folder of images "
+        "is a clip.",
     )
     parser.add_argument(
         "--ckpt_path",

@@ -24,8 +24,8 @@ def open_clip(path: str | Path, *, axes: str | None = None, array: str | None = 
       uint8 and uint16 are kept, bool becomes 0 and 255, floats must be in [0, 1].
     - ``.gif``, ``.png``, ``.apng``, ``.webp``: animated, or a single frame.
     - ``.mp4``, ``.m4v``, ``.mov``, ``.3gp``, ``.avi``, ``.mkv``, ``.webm``, ``.wmv``, ``.mpg``,
-      ``.mpeg``, ``.mts``, ``.m2ts``: all frames of the first video stream, regardless of
-      timestamps; uint16 above 8 bits. Requires the extra ``video``.
+      ``.mpeg``, ``.mts``, ``.m2ts``, ``.ts``, ``.flv``, ``.ogv``: all frames of the first video
+      stream, regardless of timestamps; uint16 above 8 bits. Requires the extra ``video``.
     - A folder of images: one image per frame, in natural order.
 
     Alpha is composited over black. A clip has one channel if all its pixels are gray, else three;

@@ -33,8 +33,11 @@ VIDEO_SUFFIXES = (
     ".wmv",
     ".mpg",
     ".mpeg",
-    ".mts",  # of camcorders: H.264; in .ts, times of other codecs may be wrong
+    ".mts",
     ".m2ts",
+    ".ts",
+    ".flv",
+    ".ogv",
 )
 
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
@@ -45,8 +48,8 @@ class VideoReader(ClipReader):
 
     Opening reads through the file without decoding it, so that every frame has a number; reading
     starts at the key frame before the frames asked for, or at the first frame where times are not
-    to be trusted (MPG, and AVI with frames stored out of order). Pixels are uint8, or uint16 where
-    the video has more than 8 bits. Videos are turned upright as their file says.
+    to be trusted (MPG, AVI with frames stored out of order, MPEG-4 Part 2 in TS). Pixels are uint8,
+    or uint16 where the video has more than 8 bits. Videos are turned upright as their file says.
 
     Args:
         path: The file.
@@ -74,11 +77,10 @@ class VideoReader(ClipReader):
                     f"{path}: the video ends after {length:.2f} of {promised:.2f} seconds, the "
                     "file is truncated: copy it anew"
                 )
-        # Where times are not to be trusted, frames are counted from the first one on.
         self._timed = timed
-        self._times = np.unique(times) if timed else np.arange(len(times))
+        self._times = np.unique(times)
         # The first frame counts as a key frame.
-        self._begins = np.unique([0, *np.searchsorted(self._times, keys if timed else [])])
+        self._begins = np.unique([0, *np.searchsorted(self._times, keys)])
         self.num_frames = len(self._times)
         (first,) = self._decoded(range(1))
         self._form = _form(first.format)
@@ -158,25 +160,37 @@ def _packets(
 
     Returns:
         Times of the frames and of the key frames, in the stream's unit; the file's length in
-        seconds; and whether the times are right, after seeking too: AVI has none, and where frames
-        are stored in another order than shown, those made up for it are wrong; MPEG program streams
-        have some, and those of frames decoded after seeking may be wrong.
+        seconds; and whether the times are right, after seeking too. Where they are not, frames are
+        counted from the first one on: AVI has no times, and where frames are stored in another
+        order than shown, those made up for it are wrong, as in ASF; MPEG program streams have some,
+        and those of frames decoded after seeking may be wrong, as may those of some codecs in MPEG
+        transport streams.
     """
-    times, keys = [], []
-    start, end = math.inf, 0.0
+    form = container.format.name
+    times, keys, untimed = [], [], 0
+    # In these a file's length is counted from zero on, wherever its first frame is.
+    start, end = 0.0 if form in ("flv", "asf") else math.inf, 0.0
     reordered = False
     for packet in container.demux():
-        if packet.pts is None or packet.is_discard:
+        if packet.is_discard or not packet.size:
             continue
-        start = min(start, _seconds(packet.pts, packet.time_base))
-        end = max(end, _seconds(packet.pts + (packet.duration or 0), packet.time_base))
-        if packet.stream is stream:
-            times.append(packet.pts)
-            reordered |= packet.pts != packet.dts
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-    form = container.format.name
-    return times, keys, end - start, form != "mpeg" and not (reordered and form == "avi")
+        if packet.pts is not None:
+            start = min(start, _seconds(packet.pts, packet.time_base))
+            end = max(end, _seconds(packet.pts + (packet.duration or 0), packet.time_base))
+        if packet.stream is not stream:
+            continue
+        reordered |= packet.pts != packet.dts
+        if packet.pts is None:
+            untimed += 1
+            continue
+        times.append(packet.pts)
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+    wrong = form == "mpeg" or (form in ("avi", "asf") and reordered)
+    wrong |= form == "mpegts" and stream.codec_context.name not in ("h264", "hevc", "mpeg2video")
+    if wrong or untimed:
+        return list(range(len(times) + untimed)), [], end - start, False
+    return times, keys, end - start, True
 
 
 def _seconds(time: int | None, unit: Fraction | None) -> float:
