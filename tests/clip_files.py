@@ -20,16 +20,21 @@ def moving(frames=12, height=18, width=24, seed=0):
     return clip
 
 
-def write_video(path, frames, codec, pixels, *, source="rgb24", every=5, **options):
-    """Writes (T, H, W, C) with a key frame at least every so many frames."""
+def write_video(path, frames, codec, pixels, *, source="rgb24", every=5, first=0, **options):
+    """Writes (T, H, W, C) with a key frame at least every so many frames, 25 a second.
+
+    The first frame is shown at the time of frame number `first`.
+    """
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.gop_size = pixels, every
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=source)))
+        for number, array in enumerate(frames, start=first):
+            frame = av.VideoFrame.from_ndarray(array, format=source)
+            frame.pts = number
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

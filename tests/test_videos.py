@@ -97,6 +97,21 @@ def test_times_after_seeking_in_a_program_stream_are_not_trusted(tmp_path):
         np.testing.assert_array_equal(clip.read(start, start + 1), whole[start : start + 1])
 
 
+def test_key_frames_of_intra_refresh_are_no_place_to_begin(tmp_path):
+    refresh = {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}
+    path = write_video(tmp_path / "a.mp4", moving(90, 64, 64), "libx264", "yuv420p", **refresh)
+    clip = open_clip(path)
+    whole = clip.read(0, 90)
+    for start in range(0, 90, 2):
+        np.testing.assert_array_equal(clip.read(start, start + 1), whole[start : start + 1])
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.ts", "a.mp4"])
+def test_a_recording_that_begins_late_is_whole(tmp_path, name):
+    path = write_video(tmp_path / name, CLIP, "libx264", "yuv420p", first=250)
+    assert read_clip(path).shape == (23, 3, 32, 48)
+
+
 def test_frames_are_decoded_with_those_up_to_the_next_key_frame(tmp_path):
     clip = open_clip(write_video(tmp_path / "a.mkv", CLIP, "libx264", "yuv444p", sc_threshold="0"))
     assert [clip.decoded_with(n) for n in (0, 4, 5, 19, 22)] == [

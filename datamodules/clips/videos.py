@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -168,8 +167,7 @@ def _packets(
     """
     form = container.format.name
     times, keys, untimed = [], [], 0
-    # In these a file's length is counted from zero on, wherever its first frame is.
-    start, end = 0.0 if form in ("flv", "asf") else math.inf, 0.0
+    start = end = 0.0  # most containers count a file's length from zero on, wherever it begins
     reordered = False
     for packet in container.demux():
         if packet.is_discard or not packet.size:
@@ -210,6 +208,10 @@ def _until_damage(
             if not timed:
                 yield number, frame
             elif frame.pts is not None:
+                if origin is not None and frame.pts > origin:
+                    return  # with intra refresh, what is called a key frame cannot be decoded alone
+                if frame.pts == origin:
+                    origin = None
                 yield frame.pts, frame
     except FFmpegError:
         return
