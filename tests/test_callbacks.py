@@ -1,5 +1,7 @@
 import json
+import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -17,15 +19,21 @@ from convlstm.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
     ForecastWriter,
+    GradientGuard,
+    Interruption,
     LastCheckpoint,
     Processor,
+    ProgressBar,
     RunRecord,
     StepSeeds,
     processor,
+    progress,
+    record,
 )
 from convlstm.callbacks.record import environment
-from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times
+from convlstm.callbacks.report import LABELS, metrics_table, plot_lead_times, write_metrics
 from convlstm.callbacks.watch import ValidationWatch
+from convlstm.files import PREFIX
 from convlstm.metrics import METRICS, ForecastMetrics
 
 
@@ -272,3 +280,102 @@ def test_each_batch_process_and_seed_has_random_numbers_of_its_own():
     assert len({drawn(**other) for other in others}) == len(others)
     # Of a resumed run, which may count its batches anew.
     assert drawn(step=3, batch=7) == drawn(step=3, batch=1)
+
+
+def test_the_metrics_file_says_whose_are_whose(tmp_path):
+    write_metrics(tmp_path / "m.json", {"mse": torch.tensor(1.0)}, {"mse": torch.tensor(2.0)})
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written == {"model": {"mse": 1.0}, "last_frame": {"mse": 2.0}}
+
+
+@pytest.mark.parametrize(("status", "changed"), [("", False), (" M a.py", True), (None, None)])
+def test_a_run_notes_whether_its_code_is_that_of_the_commit(monkeypatch, status, changed):
+    asked = []
+
+    def git(*words):
+        asked.append(words)
+        return status if words[0] == "status" else "abc"
+
+    monkeypatch.setattr(record, "_git", git)
+    assert environment()["git"] == {"commit": "abc", "changed": changed}
+    assert ("status", "--porcelain", "--untracked-files=no") in asked
+
+
+ALONE = SimpleNamespace(all_gather=lambda x: x, reduce=lambda x: x)  # strategy of one process
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"), [([7, 2, 4], "samples 2, 4, 7"), ([4, 2, 3], "samples 2 to 4")]
+)
+def test_samples_of_a_loss_that_is_nan_are_named(samples, told):
+    trainer = SimpleNamespace(strategy=ALONE, precision="32-true", global_step=5)
+    trainer.accumulate_grad_batches = 1
+    module = SimpleNamespace(log=lambda *_: None, parameters=lambda: [])
+    callback = GradientGuard("stop")
+    callback.on_train_batch_start(trainer, module, {"index": torch.tensor(samples)}, 0)
+    callback.on_before_backward(trainer, module, torch.tensor(torch.nan))
+    with pytest.raises(FloatingPointError, match=f"at step 5, {told}\\."):
+        callback.on_before_optimizer_step(trainer, module, None)
+
+
+def test_gradients_that_overflow_in_float16_are_left_to_the_scaler():
+    trainer = SimpleNamespace(strategy=ALONE, precision="16-mixed", global_step=0)
+    trainer.accumulate_grad_batches = 1
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.full((1,), torch.inf)
+    module = SimpleNamespace(log=lambda *_: None, parameters=lambda: [weight])
+    callback = GradientGuard("stop")
+    callback.on_train_batch_start(trainer, module, {"index": torch.tensor([0])}, 0)
+    callback.on_before_backward(trainer, module, torch.tensor(1.0))
+    callback.on_before_optimizer_step(trainer, module, None)
+    trainer.precision = "32-true"
+    with pytest.raises(FloatingPointError):
+        callback.on_before_optimizer_step(trainer, module, None)
+
+
+def test_a_test_without_a_terminal_says_ten_times_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress.RichProgressBar, "on_test_batch_end", lambda *_: None)
+    trainer = SimpleNamespace(num_test_batches=[40], is_global_zero=True)
+    for batch in range(40):
+        ProgressBar().on_test_batch_end(trainer, None, None, None, batch)
+    assert capsys.readouterr().out.splitlines() == [f"batch {n} of 40" for n in range(4, 41, 4)]
+    trainer.is_global_zero = False
+    ProgressBar().on_test_batch_end(trainer, None, None, None, 3)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_epoch_without_a_last_one_has_its_number_alone():
+    bar = ProgressBar()
+    bar._trainer = SimpleNamespace(max_epochs=-1)
+    assert bar._get_train_description(3).strip() == "Epoch 3"
+
+
+def a_training():
+    return SimpleNamespace(val_check_batch=2, accumulate_grad_batches=1, num_training_batches=4)
+
+
+def test_a_training_in_a_thread_has_no_signals_to_look_for(tmp_path):
+    callback = Interruption(LastCheckpoint(tmp_path))
+    with ThreadPoolExecutor() as pool:
+        pool.submit(callback.on_train_start, a_training(), None).result()
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path):
+    callback = Interruption(LastCheckpoint(tmp_path))
+    before = signal.getsignal(signal.SIGINT)
+    callback.on_train_start(a_training(), None)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert callback.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        callback.on_train_end(a_training(), None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_killed_training_left_half_written_is_removed(tmp_path):
+    (tmp_path / f"{PREFIX}1.ckpt").touch()
+    (tmp_path / "best.ckpt").touch()
+    LastCheckpoint(tmp_path).on_train_start(SimpleNamespace(is_global_zero=True), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]

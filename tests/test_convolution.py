@@ -164,3 +164,10 @@ def test_without_instructions_for_a_type_modules_convolve_in_float32_under_autoc
         assert convolved(module, maps.to(dtype)).dtype == dtype
     assert convolved(module, maps).dtype == torch.float32
     assert seen == [torch.float32, torch.float32, dtype, torch.float32]
+
+
+def test_no_maps_give_a_kernel_no_gradient(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    x, d, kernel = torch.zeros(0, 2, 4, 64), torch.zeros(0, 16, 4, 64), torch.ones(2, 16, 3, 3)
+    gradient = convolution.same_conv2d_grad_weight(x, d, kernel)
+    assert torch.equal(gradient, torch.zeros(2, 16, 3, 3))

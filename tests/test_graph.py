@@ -1,5 +1,8 @@
 """Training steps as a CUDA graph, without CUDA: the recording is stood in for."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -120,3 +123,45 @@ def test_parameters_outside_of_the_network_are_refused(recorder):
     with pytest.raises(ValueError, match="there are others"):
         CUDAGraph().on_train_batch_start(None, model, {"context": frames, "target": frames}, 0)
     assert recorder.recorded == []
+
+
+def cuda_trainer():
+    return SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cuda")),
+        world_size=1,
+        accumulate_grad_batches=1,
+        precision="32-true",
+    )
+
+
+def test_anomaly_detection_is_refused():
+    model = VideoPredictor(hidden_sizes=[2])
+    CUDAGraph.check(cuda_trainer(), model)
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="detect_anomaly looks at each value"):
+            CUDAGraph.check(cuda_trainer(), model)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_training_records_its_own_step_and_gives_the_loss_back(monkeypatch, fails):
+    recorded = []
+
+    def record(step, frames):
+        recorded.append(step)
+        return step
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    model = VideoPredictor(patch_size=4, hidden_sizes=[2])
+    model.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    batch = dict.fromkeys(("context", "target"), torch.rand(2, 2, 1, 8, 8))
+    callback = CUDAGraph()
+    for _ in range(2):
+        callback.on_train_batch_start(cuda_trainer(), model, batch, 0)
+        assert "training_loss" in vars(model)
+        if fails:
+            callback.on_exception(None, model, RuntimeError())
+        else:
+            callback.teardown(None, model, "fit")
+        assert "training_loss" not in vars(model)
+    assert len(recorded) == 2

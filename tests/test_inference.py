@@ -312,3 +312,12 @@ def test_a_stream_of_probabilities_forecasts_what_forecast_does(kind):
     expected = model.forecast(clip, 3)
     torch.testing.assert_close(frame, expected[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(model.forecast(ahead, 2), expected[1:], rtol=0, atol=1e-6)
+
+
+def test_a_forecast_that_is_refused_leaves_the_mode_as_it_was():
+    model = build().train()
+    with pytest.raises(ValueError, match="NaN"):
+        model.forecast(torch.full((4, 1, 8, 8), torch.nan), 2)
+    assert all(module.training for module in model.modules())
+    model.eval().forecast(torch.rand(4, 1, 8, 8), 2)
+    assert not model.training

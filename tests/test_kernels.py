@@ -623,3 +623,36 @@ def test_fake_tensors_are_traced_and_leave_no_memory_behind(kind, monkeypatch):
         output, _ = torch.func.functional_call(layer, fake, (clip,))
     assert output.shape == (2, 3, 3, 4, 4)
     assert layer(torch.zeros(2, 3, 2, 4, 4))[0].isfinite().all()
+
+
+def test_a_library_is_for_one_processor_and_one_pytorch(monkeypatch, tmp_path):
+    place = native.library.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = place()
+    assert first.parent == tmp_path / "convlstm"
+    monkeypatch.setattr(native, "processor", lambda: "other")
+    second = place()
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert len({first, second, place()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("AVX512", "flags: avx512_bf16", "AVX512_BF16"),
+        ("AVX512", "flags: avx2", "AVX512"),
+        ("AVX2", "flags: avx512_bf16", "AVX2"),
+    ],
+)
+def test_a_processor_with_bfloat16_is_told_apart(monkeypatch, name, flags, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self, *_: flags)
+    assert native.processor() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_takes_the_types_of_mixed_precision(monkeypatch, dtype):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend._triton_cannot(torch.zeros(1, 4, dtype=dtype)) is None

@@ -755,3 +755,9 @@ def test_segments_gradients_are_added_up_in_float32(kind):
     for a, b in zip(*results, strict=True):
         # each of 300 parts is rounded to 8 bits, their sum is not
         assert (a - b).abs().max() <= 2**-5 * a.abs().max()
+
+
+def test_a_printed_layer_shows_what_was_set():
+    assert ConvLSTM(2, 3).extra_repr() == "2, 3, kernel_size=(3, 3)"
+    layer = ConvGRU(2, 3, num_layers=2, bidirectional=True)
+    assert layer.extra_repr() == "2, 3, kernel_size=(3, 3), num_layers=2, bidirectional=True"

@@ -51,6 +51,13 @@ def trainer(tmp_path, **options):
     ("arguments", "named"),
     [
         ({"loss": "huber"}, "loss .* 'huber'"),
+        ({"frame_step": 0}, "frame_step .* 0"),
+        ({"warmup": 0.0}, "warmup .* 0.0"),
+        ({"optimizer": "adamw", "weight_decay": -0.1}, "weight_decay .* -0.1"),
+        (
+            {"forecaster": "autoregressive", "scheduled_sampling_steps": -1},
+            "scheduled_sampling_steps .* -1",
+        ),
         ({"optimizer": "sgd"}, "optimizer .* 'sgd'"),
         ({"schedule": "cosine"}, "schedule .* 'cosine'"),
         ({"learning_rate": 0.0}, "learning_rate .* 0.0"),

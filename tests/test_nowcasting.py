@@ -1,5 +1,8 @@
 """Oracles: torchmetrics' classification of events, and the definition of the FSS by SciPy."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scipy.ndimage import uniform_filter
@@ -11,6 +14,7 @@ from torchmetrics.functional.classification import (
 )
 
 from convlstm.callbacks import NowcastingReport
+from convlstm.callbacks.nowcasting import scores_table
 from convlstm.nowcasting import NowcastingScores
 
 THRESHOLDS = [0.3, 0.6]
@@ -143,3 +147,49 @@ def test_events_of_the_last_frame_are_scored_anew_in_each_test(tmp_path):
     assert scores["pod"][0, 0] == 1
     assert scores["far"][0, 0] == 0
     assert report.model.compute()["csi"][0, 0] == 1
+
+
+def test_the_table_has_whose_scores_they_are_and_three_lead_times():
+    model, baseline = ({"csi": torch.arange(5.0)[:, None] + k} for k in (0, 10))  # four lead times
+    columns = {c.header: list(c.cells) for c in scores_table([0.5], model, baseline).columns}
+    assert list(columns) == ["threshold", "score", "forecast by", "all", "+1", "+2", "+4"]
+    assert columns["forecast by"] == ["the model", "the last frame"]
+    assert columns["all"] == ["0.0000", "10.0000"]
+    assert columns["+4"] == ["4.0000", "14.0000"]
+    odd = {"csi": torch.zeros(4, 1)}
+    assert [c.header for c in scores_table([0.5], odd, odd).columns][3:] == [
+        "all",
+        "+1",
+        "+2",
+        "+3",
+    ]
+
+
+def test_the_file_has_the_scores_of_all_lead_times_and_of_each(tmp_path):
+    frames = torch.zeros(1, 3, 1, 2, 2)
+    target, forecast = frames.clone(), frames.clone()
+    target[0, :2] = 1  # nothing at the last lead time
+    forecast[0, 0] = 1  # of the first two a hit and a miss
+    report = NowcastingReport(tmp_path, [0.5], [])
+    report.on_test_start(None, None)
+    report.on_test_batch_end(None, None, forecast, {"context": frames, "target": target}, 0)
+    report.on_test_end(SimpleNamespace(is_global_zero=True), None)
+    written = json.loads((tmp_path / "nowcasting.json").read_text())["model"]
+    assert written["pod"] == [0.5]
+    assert written["pod_by_lead_time"] == [[1.0, 0.0, None]]
+
+
+def test_a_second_test_begins_anew(tmp_path):
+    report = NowcastingReport(tmp_path, [0.5], [])
+    context, rain = torch.zeros(1, 3, 1, 4, 4), torch.ones(1, 2, 1, 4, 4)
+    for forecast in (torch.zeros_like(rain), rain):  # all missed, then none
+        report.on_test_start(None, None)
+        report.on_test_batch_end(None, None, forecast, {"context": context, "target": rain}, 0)
+    assert report.model.compute()["pod"][0, 0] == 1
+
+
+def test_a_threshold_may_be_one():
+    frames = torch.ones(1, 1, 1, 2, 2)
+    metric = NowcastingScores([1.0])
+    metric.update(frames, frames)
+    assert metric.compute()["csi"][0, 0] == 1

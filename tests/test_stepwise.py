@@ -5,6 +5,8 @@ import torch
 from torch.export import Dim
 
 from convlstm import ConvGRU, ConvLSTM, ConvRNN, EncoderForecaster
+from convlstm.sequence import lstm_sequence
+from convlstm.sequence.stepwise import lstm_steps
 
 LAYERS = {
     "lstm": lambda: ConvLSTM(2, 3, num_layers=2, peephole="channel"),
@@ -120,3 +122,19 @@ def test_a_layer_exported_under_autocast_keeps_cell_states_in_float32():
     # bfloat16 has 8 bits: a rounding or two of values below 1
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-2)
     torch.testing.assert_close(c, expected_c, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [ConvLSTM, ConvGRU, ConvRNN])
+def test_a_layer_exported_under_autocast_has_its_type(kind):
+    layer, x = kind(2, 3).eval(), torch.rand(2, 4, 2, 5, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output, _ = torch.export.export(layer, (x,)).module()(x)
+    assert output.dtype == torch.bfloat16
+
+
+def test_steps_drop_the_same_parts_of_states():
+    x, w, w_hidden = torch.rand(4, 1, 2, 5, 5), torch.rand(12, 2, 3, 3), torch.rand(12, 3, 3, 3)
+    mask = torch.tensor([0.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    steps, _, _ = lstm_steps(x, w, w_hidden, None, None, None, None, mask)
+    whole, _, _ = lstm_sequence(x, w, w_hidden, mask=mask)
+    torch.testing.assert_close(steps, whole, rtol=0, atol=1e-5)
