@@ -34,9 +34,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint: {text}") from error
     content = checkpoint if isinstance(checkpoint, dict) else {}
     weights, options = content.get("state_dict"), content.get("hyper_parameters")
     if not isinstance(weights, dict) or "hidden_sizes" not in (

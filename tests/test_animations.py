@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from clip_files import moving
+from clip_files import moving, write_gif
 from PIL import Image
 
 from datamodules import open_clip, read_clip
@@ -124,3 +124,10 @@ def test_a_png_with_a_wrong_checksum_is_refused(tmp_path):
             open_clip(path)
     path.write_bytes(content)
     assert open_clip(path).num_frames == len(CLIP)
+
+
+@pytest.mark.parametrize("end", [b"\0", b"\r\n"])
+def test_a_gif_with_padding_behind_its_end_is_whole(tmp_path, end):
+    path = write_gif(tmp_path / "a.gif", moving(3))
+    path.write_bytes(path.read_bytes() + end)
+    assert open_clip(path).num_frames == 3

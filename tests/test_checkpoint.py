@@ -153,3 +153,11 @@ def test_one_whose_parts_are_of_another_kind_is_refused(checkpoint, part, conten
     torch.save({**whole, part: content}, checkpoint)
     with pytest.raises(ValueError, match="is not a checkpoint of a VideoPredictor"):
         read_checkpoint(checkpoint)
+
+
+def test_of_two_checkpoints_at_one_step_the_last_is_taken(tmp_path, checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("best", "last", "z"):
+        torch.save(content, tmp_path / f"{name}.ckpt")
+    path, _ = newest_checkpoint(tmp_path)
+    assert path.name == "last.ckpt"

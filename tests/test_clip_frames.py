@@ -206,3 +206,18 @@ def test_pixels_of_different_types_become_floats(tmp_path):
 def test_a_frame_that_cannot_be_fitted_names_its_clip(array):
     with pytest.raises(ValueError, match=r"a\.npy: frames of 4 x 5 pixels are smaller than"):
         taken(source(array, fit="crop", frame_size=(8, 8)), [0])
+
+
+def test_decoding_begins_behind_the_chunk_in_which_the_key_frame_is(video, monkeypatch):
+    calls = noted(videos.VideoReader, "_decode", monkeypatch)
+    taken(source(video), range(130, 150))
+    assert calls == [(range(4 * CHUNK, LENGTH),)]
+
+
+def test_damage_does_not_fill_the_cache(tmp_path):
+    pixels = np.zeros((LENGTH, *SIZE), np.float32)
+    pixels[100] = np.nan
+    np.savez(tmp_path / "a.npz", pixels)
+    frames = source(Part("a.npz", open_clip(tmp_path / "a.npz"), range(LENGTH)))
+    taken(frames, range(50, 70))
+    assert frames.cache.num_bytes == 3 * CHUNK * FRAME * 4

@@ -387,3 +387,91 @@ def test_clips_that_the_model_was_trained_on_are_told_of_in_a_test(tmp_path, spl
     told = rf"{count} of the \d clips for test are ones that the model was trained on, .* {example}"
     with pytest.warns(UserWarning, match=told):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("split_by", ["clip", "time"])
+def test_clips_in_folders_of_splits_are_whole(tmp_path, split_by):
+    for split in ("train", "val", "test"):
+        (tmp_path / split).mkdir()
+        write_gif(tmp_path / split / "0.gif", moving())
+    assert [s.parts[0].frames for s in sets(ready(tmp_path, split_by=split_by))] == [range(12)] * 3
+
+
+def test_a_file_called_as_a_split_is_none(tmp_path):
+    for number in range(4):
+        write_gif(tmp_path / f"{number}.gif", moving())
+    (tmp_path / "test").write_text("notes")
+    assert len(ready(tmp_path).train_set.parts) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_folder_called_as_a_clip_is_none_that_is_left_out(tmp_path):
+    for split in ("train", "val", "test"):
+        (tmp_path / split).mkdir()
+        write_gif(tmp_path / split / "0.gif", moving())
+    (tmp_path / "raw.npy").mkdir()
+    ready(tmp_path)
+
+
+def test_the_order_of_augmentations_may_change_between_stop_and_resume(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number in range(4):
+        write_gif(root / f"{number}.gif", moving())
+    _, trainer = train(tmp_path, data=module(root, augment=["hflip", "vflip"]), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    data = module(root, augment=["vflip", "hflip", "hflip"])
+    train(tmp_path, data=data, ckpt=tmp_path / "stopped.ckpt", max_steps=2)
+
+
+def test_a_checkpoint_that_does_not_say_how_frames_were_read_goes_on(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number in range(4):
+        write_gif(root / f"{number}.gif", moving())
+    _, trainer = train(tmp_path, data=module(root), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    stopped = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    del stopped["ClipDataModule"]["frames"]
+    torch.save(stopped, tmp_path / "stopped.ckpt")
+    seen, _ = train(tmp_path, data=module(root), ckpt=tmp_path / "stopped.ckpt", max_steps=2)
+    assert seen == [[4, 5, 6, 7]]
+
+
+def test_axes_and_array_are_kept_when_a_training_goes_on(tmp_path):
+    root = tmp_path / "videos"
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        np.savez(root / split / "0.npz", a=moving(16, 16, 16)[..., 0], b=moving(16, 16, 16)[..., 0])
+    options = {"frame_size": 16, "batch_size": 2}
+    _, trainer = train(tmp_path, data=module(root, array="a", **options), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    for changed in ({"array": "b"}, {"array": "a", "axes": "TWH"}):
+        with pytest.raises(ValueError, match="keep channels"):
+            train(
+                tmp_path,
+                data=module(root, **changed, **options),
+                ckpt=tmp_path / "stopped.ckpt",
+                max_steps=3,
+            )
+
+
+def test_another_stride_with_as_many_windows_is_refused(tmp_path):
+    root = tmp_path / "videos"
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        write_gif(root / split / "0.gif", moving())
+    _, trainer = train(tmp_path, data=module(root, batch_size=2, stride=6), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    with pytest.raises(ValueError, match="keep names, lengths, stride"):
+        train(
+            tmp_path,
+            data=module(root, batch_size=2, stride=7),
+            ckpt=tmp_path / "stopped.ckpt",
+            max_steps=3,
+        )
+
+
+def test_fractions_that_nearly_add_up_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="three fractions above 0 that add up to 1"):
+        module(tmp_path, split=[0.8, 0.1, 0.05])

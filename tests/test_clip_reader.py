@@ -168,3 +168,11 @@ def test_huge_frames_of_an_array_are_refused(tmp_path):
     np.lib.format.open_memmap(path, "w+", np.uint8, (1, 10_000, 10_000))  # a hole, not written
     with pytest.raises(ValueError, match="frames of 10000 x 10000 pixels are too large"):
         open_clip(path)
+
+
+@pytest.mark.parametrize("dark", [0, 1, 2])
+def test_pixels_in_which_two_colours_agree_are_not_gray(tmp_path, dark):
+    frames = np.full((1, 8, 8, 3), 200, np.uint8)
+    frames[..., dark] = 0
+    clip = open_clip(write_gif(tmp_path / "a.gif", frames))
+    assert clip.read(0, 1).shape[1] == clip.channels == 3

@@ -363,3 +363,10 @@ def test_a_step_of_more_samples_than_the_checkpoints_is_refused(other):
     now.load_state_dict(now.state_dict())
     with pytest.raises(ValueError, match="samples_per_step 4, this run has 8"):
         now.load_state_dict(then.state_dict())
+
+
+def test_another_length_of_an_epoch_is_refused(tmp_path):
+    _, trainer = train(tmp_path, max_steps=1)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    with pytest.raises(ValueError, match="samples_per_epoch 26, this run has 27"):
+        train(tmp_path, data=numbers(size=27), ckpt=tmp_path / "stopped.ckpt", max_steps=3)

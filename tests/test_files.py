@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from convlstm.files import replacing, write_json
+from convlstm.files import check_folder, replacing, write_json
 
 
 def names(directory):
@@ -139,3 +139,15 @@ def test_json_has_null_for_nan_and_infinity(tmp_path):
     text = (tmp_path / "a.json").read_text()
     read = json.loads(text, parse_constant=pytest.fail)
     assert read == {"psnr": [1.5, None], "of": {"ssim": None}}
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(PermissionError) as caught:
+        check_folder(tmp_path / "new" / "deep")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_json_has_null_in_tuples_too(tmp_path):
+    write_json(tmp_path / "a.json", {"a": (1.0, float("nan"))})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.0, None]}

@@ -88,3 +88,15 @@ def test_nothing_found_is_one_clear_error(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=r"no clips there: give files \(\.npy, ") as caught:
         find_clips(paths)
     assert "\n" not in str(caught.value)
+
+
+def test_capitals_do_not_change_the_order(tmp_path):
+    for name in ("b", "A", "C"):
+        write_gif(tmp_path / f"{name}.gif", moving(3))
+    assert [path.stem for path in find_clips(tmp_path)] == ["A", "b", "C"]
+
+
+def test_a_damaged_picture_beside_clips_is_passed_over(tmp_path):
+    gif = write_gif(tmp_path / "b.gif", moving(3))
+    (tmp_path / "a.png").write_text("no picture")
+    assert find_clips(tmp_path) == [gif]

@@ -64,3 +64,10 @@ def test_another_process_starts_with_an_empty_one_of_the_same_budget():
     other = pickle.loads(pickle.dumps(filled("a")))
     assert (other.max_bytes, other.num_bytes) == (3 * 1024, 0)
     assert other.get("a") is None
+
+
+def test_an_array_as_large_as_the_budget_is_kept():
+    cache = FrameCache(8)
+    cache.put("a", np.zeros(8, np.uint8))
+    assert "a" in cache
+    assert cache.room == 0

@@ -2,6 +2,7 @@ import math
 import pickle
 from contextlib import nullcontext
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -524,3 +525,10 @@ def datamodule_set_up(**options):
     data = datamodule(**options)
     data.setup("test")
     return data
+
+
+def test_what_was_hidden_is_named_as_it_is_given():
+    data = MovingMNISTDataModule(digits="builtin", occlude=[2, 3])
+    data.setup("fit")
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
+    assert data.state_dict()["sequences"]["occlude"] == [2, 3]

@@ -487,3 +487,10 @@ def test_a_frame_step_below_one_is_a_mistake(model, capsys):
 def test_an_empty_name_is_a_mistake(model, capsys):
     for words in (["", *CKPT], ["a.npy", *CKPT, "--out", ""]):
         assert "empty name" in predict(capsys, 2, *words)[1][0]
+
+
+def test_memory_is_that_of_frames_that_are_resized(model, monkeypatch, capsys):
+    pages = {"SC_PHYS_PAGES": 2 * 7 * 8 * 4 * 10, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
+    np.save("clip.npy", np.tile(CLIP, (1, 2, 2)) if CLIP.ndim == 3 else np.tile(CLIP, (1, 1, 2, 2)))
+    predict(capsys, 0, "clip.npy", *CKPT, "--resize", "14x15")

@@ -156,3 +156,13 @@ def test_a_png_with_a_wrong_checksum_is_refused_when_it_is_read(tmp_path):
     clip.read(0, 3)
     with pytest.raises(ValueError, match=r"img3\.png: the PNG is damaged \(a checksum"):
         clip.read(3, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_picture(tmp_path, orientation):
+    (tmp_path / "clip").mkdir()
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("L", (24, 16)).save(tmp_path / "clip" / "0.jpg", exif=exif)
+    clip = open_clip(tmp_path / "clip")
+    assert clip.frame_size == clip.read(0, 1).shape[2:]

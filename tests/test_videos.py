@@ -324,3 +324,13 @@ def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
     assert "caf\u00e9".encode() in content
     path.write_bytes(content.replace("caf\u00e9".encode(), "caf\u00e9 ".encode("latin-1")))
     np.testing.assert_array_equal(read_clip(path), expected)
+
+
+def test_an_avi_in_the_order_that_it_is_shown_in_is_read_from_key_frames_on(tmp_path):
+    clip = open_clip(write_video(tmp_path / "a.avi", moving(), "mpeg4", "yuv420p"))
+    assert [clip.decoded_with(number) for number in (0, 7)] == [range(5), range(5, 10)]
+
+
+def test_mpeg_2_in_a_transport_stream_is_read_from_key_frames_on(tmp_path):
+    clip = open_clip(write_video(tmp_path / "a.ts", moving(23, 32, 48), "mpeg2video", "yuv420p"))
+    assert clip.decoded_with(12).start > 0

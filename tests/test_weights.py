@@ -124,3 +124,8 @@ def test_an_option_out_of_range_names_the_file(path, model):
     write_weights(path, model.state_dict(), {**model.hparams, "loss": "gru"})
     with pytest.raises(ValueError, match=r"model\.safetensors: loss must be"):
         VideoPredictor.from_pretrained(path)
+
+
+def test_a_folder_is_no_weights(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        read_weights(tmp_path)
