@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import imageio.v3 as iio
@@ -492,5 +493,18 @@ def test_an_empty_name_is_a_mistake(model, capsys):
 def test_memory_is_that_of_frames_that_are_resized(model, monkeypatch, capsys):
     pages = {"SC_PHYS_PAGES": 2 * 7 * 8 * 4 * 10, "SC_PAGE_SIZE": 1}
     monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
-    np.save("clip.npy", np.tile(CLIP, (1, 2, 2)) if CLIP.ndim == 3 else np.tile(CLIP, (1, 1, 2, 2)))
+    np.save("clip.npy", np.tile(CLIP, (1, 1, 2, 2)))
     predict(capsys, 0, "clip.npy", *CKPT, "--resize", "14x15")
+
+
+def test_the_first_line_that_nobody_reads_is_the_last(model, monkeypatch, capsys):
+    def gone(*_):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("convlstm.cli.predict.plain_console", lambda: SimpleNamespace(print=gone))
+    for name in ("a.npy", "b.npy"):
+        np.save(name, CLIP)
+    assert main(["predict", "a.npy", "b.npy", *CKPT]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said == [f"convlstm predict: error: [Errno {errno.EPIPE}] {os.strerror(errno.EPIPE)}"]
+    assert not Path("forecasts/b.npy").exists()
