@@ -112,6 +112,22 @@ def test_a_recording_that_begins_late_is_whole(tmp_path, name):
     assert read_clip(path).shape == (23, 3, 32, 48)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pack"),
+    [("a.ts", "libx264", 188), ("a.ts", "mpeg2video", 188), ("a.mpg", "mpeg2video", 2048)],
+)
+def test_a_broadcast_begins_with_the_first_frame_that_can_be_decoded(tmp_path, name, codec, pack):
+    frames = moving(60, 64, 96)
+    path = write_video(tmp_path / name, frames, codec, "yuv420p", every=10, bf="2", b="2000000")
+    whole, content = read_clip(path), path.read_bytes()
+    path.write_bytes(content[len(content) // 3 // pack * pack :])
+    clip = open_clip(path)
+    part = clip.read(0, clip.num_frames)
+    assert 20 <= len(part) < 50
+    np.testing.assert_array_equal(part, whole[-len(part) :])
+    np.testing.assert_array_equal(clip.read(15, 16), part[15:16])
+
+
 def test_frames_are_decoded_with_those_up_to_the_next_key_frame(tmp_path):
     clip = open_clip(write_video(tmp_path / "a.mkv", CLIP, "libx264", "yuv444p", sc_threshold="0"))
     assert [clip.decoded_with(n) for n in (0, 4, 5, 19, 22)] == [

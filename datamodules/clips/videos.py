@@ -39,6 +39,8 @@ VIDEO_SUFFIXES = (
     ".ogv",
 )
 
+# These may begin anywhere: between two key frames, if a broadcast was recorded.
+_STREAMS = ("mpeg", "mpegts")
 _MICROSECOND = Fraction(1, 10**6)  # the unit of a container's duration
 
 
@@ -48,7 +50,9 @@ class VideoReader(ClipReader):
     Opening reads through the file without decoding it, so that every frame has a number; reading
     starts at the key frame before the frames asked for, or at the first frame where times are not
     to be trusted (MPG, AVI with frames stored out of order, MPEG-4 Part 2 in TS). Pixels are uint8,
-    or uint16 where the video has more than 8 bits. Videos are turned upright as their file says.
+    or uint16 where the video has more than 8 bits. Videos are turned upright as their file says. A
+    TS or MPG that begins between two key frames, as a recorded broadcast does, has the frames from
+    the first one that can be decoded on.
 
     Args:
         path: The file.
@@ -63,8 +67,9 @@ class VideoReader(ClipReader):
         require_file(path)
         with self._opened() as (container, stream):
             self._set_frame_size(stream.height, stream.width)
+            begin = self._begin() if container.format.name in _STREAMS else None
             with damage(path, "video"):
-                times, keys, length, timed = _packets(container, stream)
+                times, keys, length, timed = _packets(container, stream, begin)
             if not times:
                 raise ValueError(f"{path}: a video without frames: give another file")
             promised = max(
@@ -90,6 +95,12 @@ class VideoReader(ClipReader):
         self._quarter_turns = first.rotation // 90
         if self._quarter_turns % 2:
             self.frame_size = self.frame_size[::-1]
+
+    def _begin(self) -> int | None:
+        """The time of the first frame that can be decoded; None if there is none."""
+        with self._opened() as (container, stream):
+            frames = _until_damage(container, stream, None, timed=True)
+            return next((time for time, frame in frames if not frame.is_corrupt), None)
 
     def _decode(self, numbers: range) -> Iterator[NDArray[Any]]:
         for frame in self._decoded(numbers):
@@ -153,9 +164,14 @@ class VideoReader(ClipReader):
 
 
 def _packets(
-    container: InputContainer, stream: VideoStream
+    container: InputContainer, stream: VideoStream, begin: int | None
 ) -> tuple[list[int], list[int], float, bool]:
     """Goes through a file.
+
+    Args:
+        container: The file.
+        stream: Its video.
+        begin: Time of the first frame that counts; None for all frames.
 
     Returns:
         Times of the frames and of the key frames, in the stream's unit; the file's length in
@@ -168,7 +184,7 @@ def _packets(
     form = container.format.name
     times, keys, untimed = [], [], 0
     start = end = 0.0  # most containers count a file's length from zero on, wherever it begins
-    reordered = False
+    reordered, begun = False, begin is None
     for packet in container.demux():
         if packet.is_discard or not packet.size:
             continue
@@ -176,6 +192,10 @@ def _packets(
             start = min(start, _seconds(packet.pts, packet.time_base))
             end = max(end, _seconds(packet.pts + (packet.duration or 0), packet.time_base))
         if packet.stream is not stream:
+            continue
+        early = begin is not None and packet.pts is not None and packet.pts < begin
+        begun |= packet.pts is not None and not early
+        if early or not begun:
             continue
         reordered |= packet.pts != packet.dts
         if packet.pts is None:
