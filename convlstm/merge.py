@@ -32,9 +32,8 @@ class MergeDirections(nn.Module):
         merge = self.parts[part]
         assert isinstance(merge, nn.Conv2d)
         maps = torch.cat([both[0], both[1]], dim=1).to(merge.weight.dtype)
-        return convolved(merge, maps)[None].to(
-            both.dtype
-        )  # cell states are float32 even in bfloat16
+        merged = convolved(merge, maps)[None]
+        return merged.to(both.dtype)  # cell states are float32 even in bfloat16
 
 
 def _mean_of_two(channels: int) -> nn.Conv2d:

@@ -301,36 +301,32 @@ def test_a_run_notes_whether_its_code_is_that_of_the_commit(monkeypatch, status,
     assert ("status", "--porcelain", "--untracked-files=no") in asked
 
 
-ALONE = SimpleNamespace(all_gather=lambda x: x, reduce=lambda x: x)  # strategy of one process
+def guarded_step(precision, *, loss=1.0, gradient=1.0, samples=(0,)):
+    """Step 5 of a training by one process, under a guard that stops it."""
+    alone = SimpleNamespace(all_gather=lambda x: x, reduce=lambda x: x)
+    trainer = SimpleNamespace(strategy=alone, precision=precision, global_step=5)
+    trainer.accumulate_grad_batches = 1
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.full((1,), gradient)
+    module = SimpleNamespace(log=lambda *_: None, parameters=lambda: [weight])
+    callback = GradientGuard("stop")
+    callback.on_train_batch_start(trainer, module, {"index": torch.tensor(samples)}, 0)
+    callback.on_before_backward(trainer, module, torch.tensor(loss))
+    callback.on_before_optimizer_step(trainer, module, None)
 
 
 @pytest.mark.parametrize(
     ("samples", "told"), [([7, 2, 4], "samples 2, 4, 7"), ([4, 2, 3], "samples 2 to 4")]
 )
 def test_samples_of_a_loss_that_is_nan_are_named(samples, told):
-    trainer = SimpleNamespace(strategy=ALONE, precision="32-true", global_step=5)
-    trainer.accumulate_grad_batches = 1
-    module = SimpleNamespace(log=lambda *_: None, parameters=lambda: [])
-    callback = GradientGuard("stop")
-    callback.on_train_batch_start(trainer, module, {"index": torch.tensor(samples)}, 0)
-    callback.on_before_backward(trainer, module, torch.tensor(torch.nan))
     with pytest.raises(FloatingPointError, match=f"at step 5, {told}\\."):
-        callback.on_before_optimizer_step(trainer, module, None)
+        guarded_step("32-true", loss=torch.nan, samples=samples)
 
 
 def test_gradients_that_overflow_in_float16_are_left_to_the_scaler():
-    trainer = SimpleNamespace(strategy=ALONE, precision="16-mixed", global_step=0)
-    trainer.accumulate_grad_batches = 1
-    weight = torch.nn.Parameter(torch.ones(1))
-    weight.grad = torch.full((1,), torch.inf)
-    module = SimpleNamespace(log=lambda *_: None, parameters=lambda: [weight])
-    callback = GradientGuard("stop")
-    callback.on_train_batch_start(trainer, module, {"index": torch.tensor([0])}, 0)
-    callback.on_before_backward(trainer, module, torch.tensor(1.0))
-    callback.on_before_optimizer_step(trainer, module, None)
-    trainer.precision = "32-true"
+    guarded_step("16-mixed", gradient=torch.inf)
     with pytest.raises(FloatingPointError):
-        callback.on_before_optimizer_step(trainer, module, None)
+        guarded_step("32-true", gradient=torch.inf)
 
 
 def test_a_test_without_a_terminal_says_ten_times_how_far_it_is(capsys, monkeypatch):

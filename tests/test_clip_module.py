@@ -9,6 +9,7 @@ from clip_files import moving, write_folder, write_gif, write_video
 from test_data_base import Recorder, train
 
 from datamodules import ClipDataModule
+from datamodules.random_streams import SPLITS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -32,6 +33,13 @@ def folder(tmp_path_factory):
 def module(root, **options):
     defaults = {"frame_size": [12, 16], "context_length": 3, "target_length": 2, "batch_size": 4}
     return ClipDataModule(str(root), **{**defaults, **options})
+
+
+def write_gifs(root, count=4, frames=12):
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        write_gif(root / f"{number}.gif", moving(frames))
+    return root
 
 
 def ready(root, **options):
@@ -354,10 +362,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, change):
 
 
 def test_the_folder_may_move_between_stop_and_resume(tmp_path):
-    root = tmp_path / "videos"
-    root.mkdir()
-    for number in range(4):
-        write_gif(root / f"{number}.gif", moving())
+    root = write_gifs(tmp_path / "videos")
     before, trainer = train(tmp_path, data=module(root), max_steps=1)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     root = root.rename(tmp_path / "moved")
@@ -367,10 +372,7 @@ def test_the_folder_may_move_between_stop_and_resume(tmp_path):
 
 @pytest.mark.parametrize("split_by", ["clip", "time"])
 def test_clips_that_the_model_was_trained_on_are_told_of_in_a_test(tmp_path, split_by, recwarn):
-    root = tmp_path / "videos"
-    root.mkdir()
-    for number in range(6):
-        write_gif(root / f"{number}.gif", moving(40))
+    root = write_gifs(tmp_path / "videos", 6, frames=40)
     options = {"split_by": split_by, "split": [0.5, 0.25, 0.25]}
     data = module(root, **options)
     _, trainer = train(tmp_path, data=data, max_steps=1)
@@ -391,33 +393,27 @@ def test_clips_that_the_model_was_trained_on_are_told_of_in_a_test(tmp_path, spl
 
 @pytest.mark.parametrize("split_by", ["clip", "time"])
 def test_clips_in_folders_of_splits_are_whole(tmp_path, split_by):
-    for split in ("train", "val", "test"):
-        (tmp_path / split).mkdir()
-        write_gif(tmp_path / split / "0.gif", moving())
+    for split in SPLITS:
+        write_gifs(tmp_path / split, 1)
     assert [s.parts[0].frames for s in sets(ready(tmp_path, split_by=split_by))] == [range(12)] * 3
 
 
 def test_a_file_called_as_a_split_is_none(tmp_path):
-    for number in range(4):
-        write_gif(tmp_path / f"{number}.gif", moving())
+    write_gifs(tmp_path)
     (tmp_path / "test").write_text("notes")
     assert len(ready(tmp_path).train_set.parts) == 2
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_folder_called_as_a_clip_is_none_that_is_left_out(tmp_path):
-    for split in ("train", "val", "test"):
-        (tmp_path / split).mkdir()
-        write_gif(tmp_path / split / "0.gif", moving())
+    for split in SPLITS:
+        write_gifs(tmp_path / split, 1)
     (tmp_path / "raw.npy").mkdir()
     ready(tmp_path)
 
 
 def test_the_order_of_augmentations_may_change_between_stop_and_resume(tmp_path):
-    root = tmp_path / "videos"
-    root.mkdir()
-    for number in range(4):
-        write_gif(root / f"{number}.gif", moving())
+    root = write_gifs(tmp_path / "videos")
     _, trainer = train(tmp_path, data=module(root, augment=["hflip", "vflip"]), max_steps=1)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     data = module(root, augment=["vflip", "hflip", "hflip"])
@@ -425,10 +421,7 @@ def test_the_order_of_augmentations_may_change_between_stop_and_resume(tmp_path)
 
 
 def test_a_checkpoint_that_does_not_say_how_frames_were_read_goes_on(tmp_path):
-    root = tmp_path / "videos"
-    root.mkdir()
-    for number in range(4):
-        write_gif(root / f"{number}.gif", moving())
+    root = write_gifs(tmp_path / "videos")
     _, trainer = train(tmp_path, data=module(root), max_steps=1)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     stopped = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
@@ -440,7 +433,7 @@ def test_a_checkpoint_that_does_not_say_how_frames_were_read_goes_on(tmp_path):
 
 def test_axes_and_array_are_kept_when_a_training_goes_on(tmp_path):
     root = tmp_path / "videos"
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         (root / split).mkdir(parents=True)
         np.savez(root / split / "0.npz", a=moving(16, 16, 16)[..., 0], b=moving(16, 16, 16)[..., 0])
     options = {"frame_size": 16, "batch_size": 2}
@@ -458,9 +451,8 @@ def test_axes_and_array_are_kept_when_a_training_goes_on(tmp_path):
 
 def test_another_stride_with_as_many_windows_is_refused(tmp_path):
     root = tmp_path / "videos"
-    for split in ("train", "val", "test"):
-        (root / split).mkdir(parents=True)
-        write_gif(root / split / "0.gif", moving())
+    for split in SPLITS:
+        write_gifs(root / split, 1)
     _, trainer = train(tmp_path, data=module(root, batch_size=2, stride=6), max_steps=1)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     with pytest.raises(ValueError, match="keep names, lengths, stride"):

@@ -49,10 +49,10 @@ class VideoReader(ClipReader):
 
     Opening reads through the file without decoding it, so that every frame has a number; reading
     starts at the key frame before the frames asked for, or at the first frame where times are not
-    to be trusted (MPG, AVI with frames stored out of order, MPEG-4 Part 2 in TS). Pixels are uint8,
-    or uint16 where the video has more than 8 bits. Videos are turned upright as their file says. A
-    TS or MPG that begins between two key frames, as a recorded broadcast does, has the frames from
-    the first one that can be decoded on.
+    to be trusted (MPG, AVI and WMV with frames stored out of order, MPEG-4 Part 2 in TS). Pixels
+    are uint8, or uint16 where the video has more than 8 bits. Videos are turned upright as their
+    file says. A TS or MPG that begins between two key frames, as a recorded broadcast does, has the
+    frames from the first one that can be decoded on.
 
     Args:
         path: The file.
@@ -67,8 +67,8 @@ class VideoReader(ClipReader):
         require_file(path)
         with self._opened() as (container, stream):
             self._set_frame_size(stream.height, stream.width)
-            begin = self._begin() if container.format.name in _STREAMS else None
             with damage(path, "video"):
+                begin = self._begin() if container.format.name in _STREAMS else None
                 times, keys, length, timed = _packets(container, stream, begin)
             if not times:
                 raise ValueError(f"{path}: a video without frames: give another file")
@@ -182,28 +182,29 @@ def _packets(
         transport streams.
     """
     form = container.format.name
-    times, keys, untimed = [], [], 0
+    times: list[int] = []
+    keys: list[int] = []
+    untimed = 0
     start = end = 0.0  # most containers count a file's length from zero on, wherever it begins
-    reordered, begun = False, begin is None
+    reordered = False
     for packet in container.demux():
         if packet.is_discard or not packet.size:
             continue
-        if packet.pts is not None:
-            start = min(start, _seconds(packet.pts, packet.time_base))
-            end = max(end, _seconds(packet.pts + (packet.duration or 0), packet.time_base))
+        time = packet.pts
+        if time is not None:
+            start = min(start, _seconds(time, packet.time_base))
+            end = max(end, _seconds(time + (packet.duration or 0), packet.time_base))
         if packet.stream is not stream:
             continue
-        early = begin is not None and packet.pts is not None and packet.pts < begin
-        begun |= packet.pts is not None and not early
-        if early or not begun:
+        if begin is not None and (not times if time is None else time < begin):
             continue
-        reordered |= packet.pts != packet.dts
-        if packet.pts is None:
+        reordered |= time != packet.dts
+        if time is None:
             untimed += 1
             continue
-        times.append(packet.pts)
+        times.append(time)
         if packet.is_keyframe:
-            keys.append(packet.pts)
+            keys.append(time)
     wrong = form == "mpeg" or (form in ("avi", "asf") and reordered)
     wrong |= form == "mpegts" and stream.codec_context.name not in ("h264", "hevc", "mpeg2video")
     if wrong or untimed:
